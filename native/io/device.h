@@ -1,0 +1,64 @@
+// The device seam: everything the core reads or writes goes through here, so that a real file, a
+// block device, a simulated disk and a faulty one are interchangeable. Callers: store/, volume/.
+//
+// Contract of every device
+//  D1  Nothing is promised durable before a sync() that began after the write returned has succeeded.
+//  D2  A write that fails may have changed any part of its range; a sector (512 bytes) is never torn.
+//  D3  After a failed sync() every later sync() fails too (the kernel may have dropped dirty pages
+//      and would report success next time).
+//  D4  All calls may be made from several threads at once.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "base/status.h"
+
+namespace csnap {
+
+enum class ZeroMode {
+  ALLOW_HOLE,  // may deallocate
+  KEEP_ALLOCATED,  // the range must not become a hole
+};
+
+struct DeviceExtent {
+  uint64_t length_bytes;  // > 0
+  bool hole;              // unallocated; reads as zeros
+};
+
+class Device {
+ public:
+  virtual ~Device() = default;
+
+  virtual uint64_t size_bytes() const = 0;
+  // What messages call this device: its path.
+  virtual const std::string& name() const = 0;
+
+  // Reads exactly `length` bytes. Errors: IO_ERROR, SHORT_IO.
+  virtual Status read(uint64_t offset, void* data, size_t length) = 0;
+  // The same without waiting for the medium; false where that isn't possible or anything goes wrong
+  // (then call read()).
+  virtual bool read_nowait(uint64_t offset, void* data, size_t length) {
+    (void)offset, (void)data, (void)length;
+    return false;
+  }
+  // Writes exactly `length` bytes. Errors: IO_ERROR, NO_SPACE, SHORT_IO.
+  virtual Status write(uint64_t offset, const void* data, size_t length) = 0;
+  // Everything written before the call is on stable storage. Errors: IO_ERROR, NO_SPACE.
+  virtual Status sync() = 0;
+  // The range reads as zeros afterwards. NOT_SUPPORTED: the caller writes zeros itself.
+  virtual Status zero(uint64_t offset, uint64_t length, ZeroMode mode) = 0;
+  // The range's content is no longer needed: each sector keeps its content or reads as zeros.
+  // NOT_SUPPORTED is harmless.
+  virtual Status discard(uint64_t offset, uint64_t length) = 0;
+  // The extent that starts at `offset`, at most `length` long.
+  virtual DeviceExtent extent_at(uint64_t offset, uint64_t length) {
+    (void)offset;
+    return {length, false};
+  }
+  // A hint: begin to write back dirty data, without waiting.
+  virtual void start_writeback() {}
+};
+
+}  // namespace csnap
