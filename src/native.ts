@@ -1,0 +1,269 @@
+// The only file that loads the addon. Its types are the contract between TypeScript and C++: about a
+// dozen calls; no buffer of chunk data ever crosses. Byte counts and chunk numbers are JS numbers
+// (< 2^53), opaque 64-bit values (epoch, sequence, times in ns) are bigint, uuids are text.
+import { createRequire } from 'node:module';
+
+/** Names of native/base/error_codes.def. */
+export type NativeErrorCode =
+  | 'IO_ERROR'
+  | 'NO_SPACE'
+  | 'INVALID_ARGUMENT'
+  | 'OUT_OF_RANGE'
+  | 'READ_ONLY'
+  | 'NOT_FOUND'
+  | 'ALREADY_EXISTS'
+  | 'BUSY'
+  | 'CORRUPT'
+  | 'WRONG_ORIGIN'
+  | 'ORIGIN_CHANGED'
+  | 'NOT_A_STORE'
+  | 'NEWER_FORMAT'
+  | 'TRUNCATED'
+  | 'FAILED'
+  | 'NEEDS_ACCEPT_LOSS'
+  | 'FENCED'
+  | 'NOT_SUPPORTED'
+  | 'SHUTTING_DOWN'
+  | 'SNAPSHOT_DELETED'
+  | 'LIMIT'
+  | 'SHORT_IO'
+  | 'STORE_IN_USE'
+  | 'WOULD_BLOCK';
+
+/** An operating error of the core. The message is one line for a person. */
+export class NativeError extends Error {
+  readonly code: NativeErrorCode;
+  readonly errno: number;
+  constructor(code: NativeErrorCode, message: string, errno: number) {
+    super(message);
+    this.name = 'NativeError';
+    this.code = code;
+    this.errno = errno;
+  }
+}
+
+export type OnFull = 'drop-snapshots' | 'refuse-writes';
+export type Durability = 'flush' | 'sync';
+
+export interface CreateStoreOptions {
+  readonly volumeName: string;
+  readonly originPath: string;
+  readonly storePath: string;
+  /** Size of a store file to make (allocated in full); a block device is used whole (0). */
+  readonly storeBytes: number;
+  readonly chunkBytes: number;
+  readonly onFull: OnFull;
+  /** Overwrite a store that is already there. */
+  readonly force: boolean;
+  readonly onProgress?: (doneBytes: number, totalBytes: number) => void;
+}
+
+/** A superblock as found, nothing opened or locked. */
+export interface StoreSummary {
+  readonly volumeName: string;
+  readonly volumeUuid: string;
+  readonly storeUuid: string;
+  readonly durabilityId: string;
+  readonly epoch: bigint;
+  readonly originPath: string;
+  readonly originIdentity: string;
+  readonly originBytes: number;
+  readonly storeBytes: number;
+  readonly chunkBytes: number;
+  readonly clean: boolean;
+  readonly syncFailed: boolean;
+  readonly createdNs: bigint;
+}
+
+export interface OpenVolumeOptions {
+  readonly originPath: string;
+  readonly storePath: string;
+  readonly durability: Durability;
+  /** Replay in memory and write nothing; still takes the locks. */
+  readonly lookOnly: boolean;
+  readonly acceptOrigin: boolean;
+  readonly acceptLoss: boolean;
+  readonly onEvent?: (event: NativeVolumeEvent) => void;
+}
+
+export type VolumeEventKind =
+  | 'snapshot-created'
+  | 'snapshot-deleted'
+  | 'snapshot-dropped'
+  | 'snapshot-reclaimed'
+  | 'low-water'
+  | 'high-water'
+  | 'store-full'
+  | 'checksum-error'
+  | 'failed'
+  | 'connection-closed';
+
+export interface NativeVolumeEvent {
+  readonly kind: VolumeEventKind;
+  /** uuid of the snapshot, or '' */
+  readonly snapshot: string;
+  /** name of the snapshot, or '' */
+  readonly name: string;
+  readonly message: string;
+  /** of 'connection-closed' */
+  readonly connection?: number;
+}
+
+export interface NativeSnapshot {
+  readonly uuid: string;
+  readonly name: string;
+  readonly state: 'creating' | 'live' | 'deleted' | 'dropped';
+  readonly generation: bigint;
+  readonly createdNs: bigint;
+  readonly sizeBytes: number;
+  readonly priority: number;
+  readonly pinned: boolean;
+  readonly suspect: boolean;
+  readonly useCount: number;
+  readonly labels: Readonly<Record<string, string>>;
+  readonly uniqueBytes: number;
+  readonly sharedBytes: number;
+  readonly estimated: boolean;
+}
+
+export interface NativeVolumeInfo extends StoreSummary {
+  readonly superblockSequence: bigint;
+  readonly durability: Durability;
+  readonly onFull: OnFull;
+  readonly journalBytes: number;
+  readonly generation: bigint;
+  readonly suspect: boolean;
+  readonly failed: boolean;
+  readonly failure: string;
+  readonly exceptions: number;
+  /** blocks of 4096 bytes */
+  readonly blocksTotal: number;
+  readonly blocksFree: number;
+  readonly blocksMetadata: number;
+  readonly blocksData: number;
+  readonly blocksReserve: number;
+  readonly journalUsedBytes: number;
+  readonly replayedRecords: number;
+  readonly droppedEntries: number;
+  readonly lostEntries: number;
+  readonly reclaimActive: boolean;
+  readonly reclaimRateBytes: number;
+  readonly stagedLimitBytes: number;
+  readonly cacheLimitBytes: number;
+  readonly snapshotsLive: number;
+  readonly snapshotsDeleting: number;
+  readonly reads: number;
+  readonly writes: number;
+  readonly flushes: number;
+  readonly readBytes: number;
+  readonly writeBytes: number;
+  readonly copyOuts: number;
+  readonly zeroChunks: number;
+  readonly commits: number;
+  readonly checkpoints: number;
+  readonly parked: number;
+  readonly checksumErrors: number;
+  readonly chunksFreed: number;
+}
+
+export interface NativeCheckReport {
+  readonly clean: boolean;
+  /** the first 100 */
+  readonly problems: readonly string[];
+  readonly problemCount: number;
+  readonly indexNodes: number;
+  readonly entries: number;
+  readonly chunksVerified: number;
+  readonly lostEntries: number;
+  readonly snapshots: number;
+  readonly blocksUsed: number;
+}
+
+/** What the handshake agreed on; the connection lives in C++ from here on. */
+export interface TransmissionOptions {
+  /** uuid of a snapshot, or '' for the origin */
+  readonly snapshot: string;
+  readonly readOnly: boolean;
+  readonly structuredReplies: boolean;
+  /** id of the base:allocation context, or -1 when it was not negotiated */
+  readonly baseAllocationId: number;
+  /** bytes that the client sent behind its last option */
+  readonly initialBytes: Uint8Array;
+}
+
+export interface ConnectionInfo {
+  readonly id: number;
+  readonly requests: number;
+  readonly readBytes: number;
+  readonly writeBytes: number;
+  readonly inFlight: number;
+}
+
+export interface NativeVolume {
+  info(): NativeVolumeInfo;
+  snapshots(): Promise<NativeSnapshot[]>;
+  createSnapshot(options: {
+    name: string;
+    pinned: boolean;
+    priority: number;
+    labels: Readonly<Record<string, string>>;
+  }): Promise<NativeSnapshot>;
+  deleteSnapshot(uuid: string, dropped: boolean): Promise<void>;
+  /** An empty label value removes the label. */
+  updateSnapshot(
+    uuid: string,
+    changes: { pinned?: boolean; priority?: number; labels?: Readonly<Record<string, string>> },
+  ): Promise<NativeSnapshot>;
+  updateSettings(settings: {
+    onFull?: OnFull;
+    stagedLimitBytes?: number;
+    cacheLimitBytes?: number;
+    reclaimRateBytes?: number;
+  }): Promise<void>;
+  /** Answers 'low-water': drop this snapshot, or ('') let the core follow the policy. */
+  decideDrop(uuid: string): void;
+  /** Bytes that come free if exactly these snapshots go. */
+  freedIfDeleted(uuids: readonly string[]): Promise<number>;
+  check(options: {
+    data: boolean;
+    onProgress?: (done: number, total: number) => void;
+  }): Promise<NativeCheckReport>;
+  /** Writes metadata as JSON lines to the file descriptor. */
+  dump(fd: number): Promise<void>;
+  /**
+   * Starts transmission on a connected socket. The fd is dup'ed: the caller closes its own. Emits
+   * 'connection-closed' when it has ended. Returns the connection's id.
+   */
+  serveConnection(fd: number, options: TransmissionOptions): number;
+  connections(): ConnectionInfo[];
+  /** Stops reading requests, finishes what is under way, closes. */
+  drainConnection(id: number): void;
+  /** Cuts the connection; issued writes finish. */
+  closeConnection(id: number): void;
+  /** Drains all connections, checkpoints, marks the store clean, releases locks. */
+  close(): Promise<void>;
+}
+
+export interface NativeBinding {
+  readonly errorCodes: Readonly<Record<NativeErrorCode, number>>;
+  readonly formatVersion: number;
+  /** Sizes and offsets of the disk structs, for FORMAT.md's test. */
+  formatLayout(): Record<string, Record<string, [offset: number, size: number]>>;
+  setErrorClass(errorClass: typeof NativeError): void;
+  createStore(options: CreateStoreOptions): Promise<StoreSummary>;
+  /** Of the store at `path`; takes no lock. */
+  readStore(path: string): Promise<StoreSummary>;
+  openVolume(options: OpenVolumeOptions): Promise<NativeVolume>;
+  /** Overwrites the superblocks, so that the file or device holds no store any more. */
+  wipeStore(path: string): Promise<void>;
+  /** Two connected unix stream sockets. */
+  socketPair(): [number, number];
+  /** sd_notify(3): one datagram to $NOTIFY_SOCKET's path ('@' = abstract). False where it fails. */
+  notify(socketPath: string, text: string): boolean;
+}
+
+const require = createRequire(import.meta.url);
+
+/** The addon, loaded once. */
+export const native = require('../build/Release/csnap.node') as NativeBinding;
+native.setErrorClass(NativeError);
