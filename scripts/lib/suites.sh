@@ -1,0 +1,67 @@
+# The table of suites: what each runs, what it reads, how many minutes it may take. Sourced by
+# scripts/test and scripts/lib/run-suite.
+#
+# U1 The order is the order in which a developer wants to learn of a mistake: cheap suites first.
+# U2 A budget includes building what only this suite needs.
+
+readonly SUITES=(lint unit native native-asan native-tsan simulation fuzz wire crash package vm)
+
+# Minutes in the default tier and with --full.
+declare -rA BUDGET_QUICK=([lint]=2 [unit]=2 [native]=3 [native-asan]=4 [native-tsan]=4
+  [simulation]=3 [fuzz]=5 [wire]=4 [crash]=3 [package]=3 [vm]=6)
+declare -rA BUDGET_FULL=([lint]=2 [unit]=4 [native]=10 [native-asan]=15 [native-tsan]=15
+  [simulation]=30 [fuzz]=65 [wire]=8 [crash]=15 [package]=3 [vm]=20)
+
+# What a suite's outcome depends on, beside the tool versions; the rest depend on everything.
+declare -rA INPUTS=(
+  [native]='native binding.gyp package-lock.json scripts test/fixtures'
+  [native-asan]='native binding.gyp package-lock.json scripts test/fixtures'
+  [native-tsan]='native binding.gyp package-lock.json scripts test/fixtures'
+  [simulation]='native binding.gyp package-lock.json scripts test/fixtures'
+)
+
+readonly TEST_PACKAGES=(g++ make python3 doctest-dev clang-format-14 nbdkit libnbd-bin
+  python3-libnbd qemu-utils qemu-system-x86 nbd-client nbd-server fio busybox-static e2fsprogs
+  xfsprogs gnutls-bin openssl curl jq)
+
+# The simulated-disk tests are one doctest suite of the native program; `native` leaves them out.
+readonly SIMULATION=simulation
+
+suite_lint() {
+  check "biome" npx --no-install biome check .
+  check "types" npx --no-install tsc -p tsconfig.test.json --noEmit
+  check "clang-format" check_native_format
+  check "shell syntax" check_shell_syntax
+}
+
+check_native_format() {
+  find native \( -name '*.h' -o -name '*.cc' \) -print0 |
+    xargs -0 clang-format-14 --dry-run --Werror
+}
+
+check_shell_syntax() {
+  local file status=0
+  while IFS= read -r -d '' file; do
+    [[ $(head -n 1 "$file" | tr -d '\0') =~ ^#!.*sh$ || $file == *.sh ]] || continue
+    bash -n "$file" || status=1
+  done < <(find scripts .ci packaging test -type f -print0)
+  return "$status"
+}
+
+suite_unit() { vitest unit; }
+suite_wire() { vitest wire; }
+suite_crash() { vitest crash; }
+suite_vm() { vitest vm; }
+
+suite_native() { doctest native '' --test-suite-exclude="$SIMULATION"; }
+suite_native-asan() { doctest native-asan address,undefined --test-suite-exclude="$SIMULATION"; }
+suite_native-tsan() { doctest native-tsan thread --test-suite-exclude="$SIMULATION"; }
+suite_simulation() { doctest simulation '' --test-suite="$SIMULATION"; }
+
+suite_fuzz() {
+  local seconds=30
+  [[ $CSNAP_TIER == quick ]] || seconds=600
+  counted scripts/fuzz --seconds "$seconds"
+}
+
+suite_package() { counted scripts/lib/package-test; }
