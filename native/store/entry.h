@@ -65,6 +65,6 @@ struct Entry {
   bool operator==(const Entry&) const = default;
 };
 
-inline bool is_counter(VolumeId volume) { return volume & format::kCounterVolumeBit; }
+
 
 }  // namespace csnap

@@ -39,6 +39,8 @@ constexpr uint32_t kStateClean = 1 << 0;       // closed in order: origin curren
 constexpr uint32_t kStateSyncFailed = 1 << 1;  // W9: only --accept-loss opens it
 constexpr uint32_t kStateSuspect = 1 << 2;     // --accept-origin was used: see suspect flag of snapshots
 
+constexpr uint32_t kStateCountersEstimated = 1 << 3;  // more kinds of sharing than counters
+
 enum class DurabilityMode : uint8_t { FLUSH = 0, SYNC = 1 };
 enum class OnFull : uint8_t { DROP_SNAPSHOTS = 0, REFUSE_WRITES = 1 };
 
@@ -103,7 +105,9 @@ struct Superblock {
   TreeRoot index;
   TreeRoot space_map;
   TreeRoot snapshot_table;
+  TreeRoot space_counters;
   le64 snapshot_slots;    // slots of the table that may be in use
+  le64 counter_slots;     // the same of the space counters
   le64 exception_count;   // entries of the index without counters
   le64 journal_tail;      // byte position (counted from init, not wrapped) of the first record kept
   le64 tail_sequence;     // sequence of that record
@@ -126,7 +130,7 @@ struct Superblock {
   char volume_name[kNameBytesMax];  // NUL padded
   char origin_identity[512];        // text, NUL padded; see io/identity.h
   char origin_path[1024];           // a hint for import, NUL padded; empty where longer
-  uint8_t reserved3[1584];
+  uint8_t reserved3[1560];
 };
 static_assert(sizeof(Superblock) == 4096);
 
@@ -140,6 +144,7 @@ enum class BlockKind : uint8_t {
   SPACE_PAGE = 3,
   SNAPSHOT_PAGE = 4,
   DIRECTORY = 5,  // inner block of a page array
+  COUNTER_PAGE = 6,
 };
 constexpr uint32_t kBlockMagic = 0x6b627363;  // "csbk"
 
@@ -170,8 +175,7 @@ enum class LocationKind : uint8_t {
 constexpr int kLocationKindShift = 60;
 
 // An entry of an index leaf, and of EXCEPTION, FREE and RECOVERED records. Keys are ordered by
-// (volume, chunk, generation). Volume ids with bit 31 set hold space counters instead: chunk and
-// generation are the first and last live holder, location is the number of chunks.
+// (volume, chunk, generation).
 struct IndexEntry {
   le32 volume;
   le32 crc;  // CRC32C of the whole store chunk; 0 where location is not DATA
@@ -180,7 +184,6 @@ struct IndexEntry {
   le64 location;
 };
 static_assert(sizeof(IndexEntry) == 32);
-constexpr uint32_t kCounterVolumeBit = 0x80000000;
 constexpr size_t kLeafEntriesMax = kBlockPayloadBytes / sizeof(IndexEntry);  // 126
 
 // An entry of an inner node. Its key is a lower bound of the child's keys and an upper bound of all
@@ -191,8 +194,8 @@ struct IndexChild {
   le64 chunk;
   le64 generation;
   le64 block;
-  le64 generation_min;  // smallest and largest generation below, counters left out;
-  le64 generation_max;  // min > max: none
+  le64 generation_min;  // smallest and largest generation below
+  le64 generation_max;
 };
 static_assert(sizeof(IndexChild) == 48);
 constexpr size_t kInnerEntriesMax = kBlockPayloadBytes / sizeof(IndexChild);  // 84
@@ -241,6 +244,18 @@ struct SnapshotSlot {
 };
 static_assert(sizeof(SnapshotSlot) == 1344);
 constexpr size_t kSnapshotsPerPage = kBlockPayloadBytes / sizeof(SnapshotSlot);  // 3
+
+// How many store chunks are held by exactly the live snapshots from `first` to `last` of a volume
+// (both generations); first and last 0: by none, waiting for reclaim. count 0: slot unused.
+struct CounterSlot {
+  le32 volume;
+  le32 reserved;
+  le64 first;
+  le64 last;
+  le64 count;
+};
+static_assert(sizeof(CounterSlot) == 32);
+constexpr size_t kCountersPerPage = kBlockPayloadBytes / sizeof(CounterSlot);  // 126
 
 // ---- Journal -----------------------------------------------------------------------------------
 
