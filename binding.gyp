@@ -7,10 +7,10 @@
     "build_tests%": "false",
   },
   "target_defaults": {
-    "cflags!": ["-fno-omit-frame-pointer"],
-    "cflags_cc!": ["-std=gnu++17", "-std=gnu++20", "-fno-rtti"],
-    "cflags_cc": ["-std=c++20", "-fno-exceptions", "-fno-rtti", "-Wall", "-Wextra", "-Werror",
-                  "-fno-omit-frame-pointer"],
+    # Node's own defaults already hold -fno-exceptions, -fno-rtti and -O3.
+    "cflags!": ["-Wno-unused-parameter"],
+    "cflags_cc!": ["-std=gnu++17", "-std=gnu++20"],
+    "cflags_cc": ["-std=c++20", "-Wall", "-Wextra", "-Werror", "-fno-omit-frame-pointer"],
     "include_dirs": ["native"],
     "defines": ["_FILE_OFFSET_BITS=64", "_GNU_SOURCE"],
     "conditions": [
@@ -26,13 +26,13 @@
       "type": "static_library",
       "cflags": ["-fPIC"],
       "sources": [
-        "<!@(ls native/base/*.cc native/io/*.cc native/store/*.cc native/volume/*.cc native/nbd/*.cc | grep -v -e _test.cc -e _fuzz.cc)",
+        "<!@(find native/base native/io native/store native/volume native/nbd -name '*.cc' -not -name '*_test.cc' -not -name '*_fuzz.cc' | LC_ALL=C sort)",
       ],
     },
     {
       "target_name": "csnap",
       "dependencies": ["csnap_core"],
-      "sources": ["<!@(ls native/addon/*.cc)"],
+      "sources": ["<!@(find native/addon -name '*.cc' | LC_ALL=C sort)"],
       "include_dirs": ["<!(node -p \"require('node-addon-api').include_dir\")"],
       "defines": ["NAPI_VERSION=9", "NAPI_DISABLE_CPP_EXCEPTIONS"],
       "libraries": ["-lpthread"],
@@ -45,7 +45,7 @@
           "target_name": "native_tests",
           "type": "executable",
           "dependencies": ["csnap_core"],
-          "sources": ["<!@(ls native/testing/*.cc native/*/*_test.cc)"],
+          "sources": ["<!@(find native/ -name '*_test.cc' -o -path 'native/testing/*.cc' -not -name '*_fuzz.cc' -not -name 'fuzz_*.cc' | LC_ALL=C sort)"],
           "libraries": ["-lpthread"],
         },
       ],
