@@ -1,0 +1,330 @@
+#include "io/file_device.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <linux/fs.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <sys/uio.h>
+
+#include <algorithm>
+
+#include "base/units.h"
+#include "io/device_users.h"
+
+namespace csnap {
+namespace {
+
+constexpr size_t kPieceBytes = 64 * 1024;      // of a write with small_folios
+constexpr size_t kTransferBytesMax = 1 << 30;  // of one system call
+constexpr size_t kZeroBytes = 64 * 1024;       // of one write of zeros
+alignas(4096) const char kZeros[kZeroBytes] = {};
+
+Status open_error(const std::string& path, int error_number) {
+  if (error_number == ENOENT)
+    return Status(Code::NOT_FOUND, path + " does not exist: check the path", error_number);
+  if (error_number == EROFS)
+    return Status(Code::READ_ONLY, path + " can't be opened for writing: it is read-only",
+                  error_number);
+  return Status::from_errno(error_number, path + " can't be opened");
+}
+
+}  // namespace
+
+// ---- Opening -----------------------------------------------------------------------------------
+
+Result<std::unique_ptr<FileDevice>> FileDevice::open(const std::string& path,
+                                                     const FileDeviceOptions& options) {
+  std::unique_ptr<FileDevice> device(new FileDevice());
+  device->path_ = path;
+  device->small_folios_ = options.small_folios;
+  CSNAP_TRY(device->open_object(options));
+  CSNAP_TRY(device->measure());
+  if (options.small_folios) posix_fadvise(device->fd(), 0, 0, POSIX_FADV_RANDOM);
+  return device;
+}
+
+FileDevice::~FileDevice() = default;
+
+Status FileDevice::open_object(const FileDeviceOptions& options) {
+  struct stat info;
+  if (stat(path_.c_str(), &info) != 0) return open_error(path_, errno);
+  is_block_ = S_ISBLK(info.st_mode);
+  if (!is_block_ && !S_ISREG(info.st_mode))
+    return Status(Code::INVALID_ARGUMENT,
+                  path_ + " is neither a regular file nor a block device: name one of these");
+  int flags = O_CLOEXEC | (options.read_only ? O_RDONLY : O_RDWR);
+  if (is_block_ && options.lock) flags |= O_EXCL;
+  fd_ = UniqueFd(::open(path_.c_str(), flags));
+  if (!fd_) return errno == EBUSY ? busy() : open_error(path_, errno);
+  struct stat opened;
+  if (fstat(fd(), &opened) != 0) return open_error(path_, errno);
+  if (opened.st_mode != info.st_mode || opened.st_ino != info.st_ino)
+    return Status(Code::BUSY, path_ + " was replaced while it was being opened: try again");
+  if (!options.lock) return Status();
+  if (is_block_) return lock_backing_file(info.st_rdev, !options.read_only);
+  CSNAP_TRY(take_lock(fd(), !options.read_only));
+  if (options.read_only) return Status();
+  const std::string loop = find_loop_device(info);
+  if (loop.empty()) return Status();
+  return Status(Code::BUSY, path_ + " is attached to " + loop + ": detach it first (losetup -d " +
+                                loop + "), or use " + loop);
+}
+
+// F1
+Status FileDevice::take_lock(int fd, bool exclusive) {
+  struct flock lock = {};
+  lock.l_type = exclusive ? F_WRLCK : F_RDLCK;
+  lock.l_whence = SEEK_SET;
+  if (fcntl(fd, F_OFD_SETLK, &lock) == 0) return Status();
+  if (errno == EAGAIN || errno == EACCES) return busy();
+  return Status(
+      Code::NOT_SUPPORTED,
+      path_ + " can't be locked (" + strerror(errno) + "): use a file system that supports locks",
+      errno);
+}
+
+// Best effort: a backing file out of sight (deleted, another mount namespace) can't be locked, and
+// O_EXCL on the loop device holds all the same.
+Status FileDevice::lock_backing_file(dev_t device, bool exclusive) {
+  const std::string backing = loop_backing_file(device);
+  if (backing.empty()) return Status();
+  backing_fd_ = UniqueFd(::open(backing.c_str(), O_CLOEXEC | (exclusive ? O_RDWR : O_RDONLY)));
+  if (!backing_fd_) return Status();
+  struct flock lock = {};
+  lock.l_type = exclusive ? F_WRLCK : F_RDLCK;
+  lock.l_whence = SEEK_SET;
+  if (fcntl(backing_fd_.get(), F_OFD_SETLK, &lock) == 0) return Status();
+  if (errno != EAGAIN && errno != EACCES) return Status();
+  return Status(Code::BUSY,
+                path_ + " can't be used: its file " + backing + " is in use by another process");
+}
+
+Status FileDevice::busy() {
+  struct stat info;
+  std::string user;
+  if (stat(path_.c_str(), &info) == 0) {
+    // Our own descriptor, if open already, is not what we look for.
+    fd_.reset();
+    user = find_user(path_, info);
+  }
+  if (user.empty()) user = "another process";
+  return Status(Code::BUSY, path_ + " is in use by " + user + ": stop that first", EBUSY);
+}
+
+Status FileDevice::measure() {
+  if (!is_block_) {
+    struct stat info;
+    if (fstat(fd(), &info) != 0) return Status::from_errno(errno, path_ + ": size");
+    size_bytes_ = round_down(static_cast<uint64_t>(info.st_size), kSectorBytes);
+    return Status();
+  }
+  struct stat info;
+  int logical = 0;
+  if (fstat(fd(), &info) != 0 || ioctl(fd(), BLKGETSIZE64, &size_bytes_) != 0 ||
+      ioctl(fd(), BLKSSZGET, &logical) != 0)
+    return Status::from_errno(errno, path_ + ": size");
+  logical_block_bytes_ = static_cast<uint64_t>(logical);
+  // A partition has no queue directory of its own; its disk's is one level up.
+  std::string limit = read_first_line(sysfs_of(info.st_rdev) + "/queue/write_zeroes_max_bytes");
+  if (limit.empty())
+    limit = read_first_line(sysfs_of(info.st_rdev) + "/../queue/write_zeroes_max_bytes");
+  zeroes_offloaded_ = !limit.empty() && limit != "0";
+  return Status();
+}
+
+bool FileDevice::same_object(const FileDevice& other) const {
+  struct stat mine;
+  struct stat theirs;
+  if (fstat(fd(), &mine) != 0 || fstat(other.fd(), &theirs) != 0) return false;
+  if (is_block_ != other.is_block_) return false;
+  if (is_block_) return mine.st_rdev == theirs.st_rdev;
+  return mine.st_dev == theirs.st_dev && mine.st_ino == theirs.st_ino;
+}
+
+// ---- Reading and writing -----------------------------------------------------------------------
+
+Status FileDevice::error(const char* verb, uint64_t offset, uint64_t length,
+                         int error_number) const {
+  return Status::from_errno(error_number, path_ + ": " + verb + " of " + std::to_string(length) +
+                                              " bytes at " + std::to_string(offset));
+}
+
+Status FileDevice::read(uint64_t offset, void* data, size_t length) {
+  auto* target = static_cast<char*>(data);
+  size_t done = 0;
+  while (done < length) {
+    const size_t piece = std::min(length - done, kTransferBytesMax);
+    const ssize_t n = pread(fd(), target + done, piece, static_cast<off_t>(offset + done));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return error("read", offset + done, piece, errno);
+    if (n == 0)
+      return Status(Code::SHORT_IO, path_ + ": read of " + std::to_string(length) + " bytes at " +
+                                        std::to_string(offset) + " ended after " +
+                                        std::to_string(done));
+    done += static_cast<size_t>(n);
+  }
+  return Status();
+}
+
+bool FileDevice::read_nowait(uint64_t offset, void* data, size_t length) {
+  if (nowait_unsupported_.load(std::memory_order_relaxed)) return false;
+  iovec piece = {data, length};
+  const ssize_t n = preadv2(fd(), &piece, 1, static_cast<off_t>(offset), RWF_NOWAIT);
+  if (n < 0 && errno == EOPNOTSUPP) nowait_unsupported_.store(true, std::memory_order_relaxed);
+  return n >= 0 && static_cast<size_t>(n) == length;
+}
+
+Status FileDevice::write(uint64_t offset, const void* data, size_t length) {
+  const auto* source = static_cast<const char*>(data);
+  const size_t piece_max = small_folios_ ? kPieceBytes : kTransferBytesMax;
+  size_t done = 0;
+  while (done < length) {
+    const size_t piece = std::min(length - done, piece_max);
+    const ssize_t n = pwrite(fd(), source + done, piece, static_cast<off_t>(offset + done));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return error("write", offset + done, piece, errno);
+    if (n == 0)
+      return Status(Code::SHORT_IO, path_ + ": write of " + std::to_string(length) + " bytes at " +
+                                        std::to_string(offset) + " ended after " +
+                                        std::to_string(done));
+    done += static_cast<size_t>(n);
+  }
+  return Status();
+}
+
+// F3. A ticket taken while a sync runs is served by the next one: the running one may have begun
+// before the caller's writes.
+Status FileDevice::sync() {
+  MutexLock lock(sync_mutex_);
+  const uint64_t ticket = ++sync_requested_;
+  while (sync_running_ && sync_covered_ < ticket && sync_error_ == 0) sync_done_cond_.wait(lock);
+  if (sync_error_ == 0 && sync_covered_ < ticket) {
+    sync_running_ = true;
+    const uint64_t covers = sync_requested_;
+    lock.unlock();
+    int result;
+    do result = fdatasync(fd());
+    while (result != 0 && errno == EINTR);
+    const int error_number = result == 0 ? 0 : errno;
+    lock.lock();
+    sync_running_ = false;
+    sync_covered_ = covers;
+    if (error_number != 0) sync_error_ = error_number;
+    sync_done_cond_.notify_all();
+  }
+  if (sync_error_ == 0) return Status();
+  return Status::from_errno(sync_error_, path_ + ": sync failed");
+}
+
+void FileDevice::start_writeback() {
+  // Waiting flags would consume a write-back error that fdatasync must report.
+  sync_file_range(fd(), 0, 0, SYNC_FILE_RANGE_WRITE);
+}
+
+// ---- Zeroing and holes -------------------------------------------------------------------------
+
+namespace {
+
+int fallocate_retrying(int fd, int mode, uint64_t offset, uint64_t length) {
+  while (fallocate(fd, mode, static_cast<off_t>(offset), static_cast<off_t>(length)) != 0)
+    if (errno != EINTR) return errno;
+  return 0;
+}
+
+bool is_unsupported(int error_number) {
+  return error_number == EOPNOTSUPP || error_number == ENOSYS || error_number == ENOTTY;
+}
+
+}  // namespace
+
+Status FileDevice::zero(uint64_t offset, uint64_t length, ZeroMode mode) {
+  if (length == 0) return Status();
+  if (is_block_) return zero_block_device(offset, length, mode);
+  if (mode == ZeroMode::ALLOW_HOLE && !punch_unsupported_.load(std::memory_order_relaxed)) {
+    const int result =
+        fallocate_retrying(fd(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length);
+    if (result == 0) return Status();
+    if (!is_unsupported(result)) return error("zeroing", offset, length, result);
+    punch_unsupported_.store(true, std::memory_order_relaxed);
+  }
+  if (!zero_range_unsupported_.load(std::memory_order_relaxed)) {
+    const int result =
+        fallocate_retrying(fd(), FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, offset, length);
+    if (result == 0) return Status();
+    if (!is_unsupported(result)) return error("zeroing", offset, length, result);
+    zero_range_unsupported_.store(true, std::memory_order_relaxed);
+  }
+  return Status(Code::NOT_SUPPORTED, path_ + ": its file system can't zero a range");
+}
+
+// The whole logical blocks are zeroed by the device, the edges by writing.
+Status FileDevice::zero_block_device(uint64_t offset, uint64_t length, ZeroMode mode) {
+  const bool punch = mode == ZeroMode::ALLOW_HOLE && !punch_unsupported_.load();
+  if (!punch && !zeroes_offloaded_)
+    return Status(Code::NOT_SUPPORTED, path_ + ": the device can't zero a range by itself");
+  const uint64_t first = round_up(offset, logical_block_bytes_);
+  const uint64_t last = round_down(offset + length, logical_block_bytes_);
+  if (first >= last) return write_zeros(offset, length);
+  int result = EOPNOTSUPP;
+  if (punch) {
+    result =
+        fallocate_retrying(fd(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, first, last - first);
+    if (is_unsupported(result)) punch_unsupported_.store(true);
+  }
+  if (is_unsupported(result) && zeroes_offloaded_) {
+    uint64_t range[2] = {first, last - first};
+    result = ioctl(fd(), BLKZEROOUT, range) == 0 ? 0 : errno;
+  }
+  if (is_unsupported(result))
+    return Status(Code::NOT_SUPPORTED, path_ + ": the device can't zero a range by itself");
+  if (result != 0) return error("zeroing", first, last - first, result);
+  CSNAP_TRY(write_zeros(offset, first - offset));
+  return write_zeros(last, offset + length - last);
+}
+
+Status FileDevice::write_zeros(uint64_t offset, uint64_t length) {
+  while (length > 0) {
+    const size_t piece = static_cast<size_t>(std::min<uint64_t>(length, kZeroBytes));
+    CSNAP_TRY(write(offset, kZeros, piece));
+    offset += piece;
+    length -= piece;
+  }
+  return Status();
+}
+
+// A block device is asked to unmap with zeroing first: plain discard leaves the content to it.
+Status FileDevice::discard(uint64_t offset, uint64_t length) {
+  if (discard_unsupported_.load(std::memory_order_relaxed))
+    return Status(Code::NOT_SUPPORTED, path_ + ": discard is not supported");
+  const uint64_t unit = is_block_ ? logical_block_bytes_ : 1;
+  const uint64_t first = round_up(offset, unit);
+  const uint64_t last = round_down(offset + length, unit);
+  if (first >= last) return Status();
+  int result =
+      fallocate_retrying(fd(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, first, last - first);
+  if (is_block_ && is_unsupported(result)) {
+    uint64_t range[2] = {first, last - first};
+    result = ioctl(fd(), BLKDISCARD, range) == 0 ? 0 : errno;
+  }
+  if (result == 0) return Status();
+  if (!is_unsupported(result)) return error("discard", first, last - first, result);
+  discard_unsupported_.store(true, std::memory_order_relaxed);
+  return Status(Code::NOT_SUPPORTED, path_ + ": discard is not supported");
+}
+
+DeviceExtent FileDevice::extent_at(uint64_t offset, uint64_t length) {
+  if (is_block_) return {length, false};
+  const off_t start = static_cast<off_t>(offset);
+  const off_t data = lseek(fd(), start, SEEK_DATA);
+  if (data < 0) return {length, errno == ENXIO};
+  if (data > start) return {std::min<uint64_t>(length, static_cast<uint64_t>(data - start)), true};
+  const off_t hole = lseek(fd(), start, SEEK_HOLE);
+  if (hole <= start) return {length, false};
+  return {std::min<uint64_t>(length, static_cast<uint64_t>(hole - start)), false};
+}
+
+}  // namespace csnap
