@@ -5,11 +5,10 @@
 // checkpoint stays whole on the device. Dirty nodes stay in RAM until a checkpoint freezes them.
 //
 // Invariants
-//  X1  Keys are strictly ascending over the whole tree; an inner entry's key is <= its child's first
-//      key and > every key before it.
-//  X2  An inner entry's generation_min/max cover every generation below it
-//      (counter volumes left out); erase may leave a range too wide until
-//      the node is next rewritten by a freeze, which tightens them.
+//  X1  Keys are strictly ascending over the whole tree; an inner entry's key is <= its child's
+//      first key and > every key before it.
+//  X2  An inner entry's generation_min/max cover every generation below it; a change may leave a
+//      range too wide until the next freeze, which tightens those of all nodes it seals.
 //  X3  A node that is dirty is reachable from the root through dirty nodes only.
 //  X4  No node but the root is empty; an inner root has at least two children.
 //  X5  Lookups and scans hold the latch shared, changes and freeze exclusively; no latch is held by
@@ -42,19 +41,21 @@ struct IndexRoot {
 };
 
 struct IndexStats {
-  uint64_t entries;       // without counters, since open() plus what it was told
+  uint64_t entries;  // open()'s number, kept up to date
   uint64_t dirty_nodes;
   uint64_t cached_nodes;
-  uint8_t height;         // levels, 0 when empty
+  uint8_t height;  // levels, 0 when empty
 };
 
 // What a walk shows of each node; see Index::walk.
 struct NodeView {
   BlockNumber block;
-  uint8_t kind;   // format::BlockKind
+  uint8_t kind;  // format::BlockKind
   uint8_t level;
   uint32_t count;
 };
+
+struct IndexImpl;
 
 class Index {
  public:
@@ -62,8 +63,9 @@ class Index {
   Index(MetadataIo& io, IndexOptions options);
   ~Index();
 
-  // Takes over a tree on the device (or an empty one). `entry_count`: entries without counters as the
-  // superblock knows them; the index keeps the number up to date from there. Reads nothing.
+  // Takes over a tree on the device (or an empty one). `entry_count`: its entries as the
+  // superblock knows them; the index keeps the number up to date from there. Reads nothing. Nobody
+  // else may be in a call.
   void open(IndexRoot root, uint64_t entry_count);
 
   // The smallest entry with key >= `key`, of any chunk or volume. Errors: CORRUPT, IO_ERROR.
@@ -73,20 +75,22 @@ class Index {
   // The entry with exactly this key.
   Result<std::optional<Entry>> find(const Key& key);
 
-  // Collects entries with key >= `from` in order into `out`, at most `max_entries`, and sets `next`
-  // to where to go on (kKeyEnd: finished). Subtrees for which wanted(generation_min, generation_max)
-  // is false are skipped (leaves are never skipped in part). Counters are included when reached.
-  // Visits at most `max_nodes` nodes so that the latch is not held for long.
+  // Appends entries with key >= `from` in order to `out`, at most `max_entries` (> 0), and sets
+  // `next` to where to go on (kKeyEnd: finished); every call gets on. Subtrees for which
+  // wanted(generation_min, generation_max) is false are skipped (leaves are never skipped in part;
+  // a range is never empty). Visits at most about `max_nodes` nodes so that the latch is not held
+  // for long. `wanted` must not call the index. On an error `out` may have grown.
   Status scan(const Key& from, const std::function<bool(Generation, Generation)>& wanted,
               size_t max_entries, size_t max_nodes, std::vector<Entry>& out, Key& next);
 
-  // Inserts, or replaces the entry with the same key. On an error (a node can't be read) nothing has
-  // changed.
+  // Inserts, or replaces the entry with the same key. The entry's location must be DATA, ZERO,
+  // INHERIT or LOST, its key below kKeyEnd. On an error (a node can't be read) nothing has changed.
   Status insert(const Entry& entry);
   // Removes the entry with this key; `erased` tells whether there was one.
   Status erase(const Key& key, bool& erased);
 
-  // An upper bound of the blocks that `changes` inserts or erases can allocate.
+  // An upper bound of the blocks that `changes` inserts or erases from now on, with no freeze in
+  // between, can allocate.
   uint64_t blocks_needed(uint64_t changes);
   IndexStats stats();
 
@@ -97,17 +101,17 @@ class Index {
   // Checkpoint, second step: all images are on the device.
   void frozen_written();
 
-  // Visits every node, parents first, checking each against its parent (X1, X2, X4, header, CRC where
-  // the node is on the device). `entry` sees every leaf entry in key order. Problems are reported
-  // through `problem` and the walk goes on with what can be trusted. Stops early, without an error,
-  // when a callback returns false. For a tree that does not change meanwhile.
+  // Visits every node, parents first, checking each against its parent (X1, X2, X4, header, CRC);
+  // nodes that are on the device are read from there, past the cache. `entry` sees every leaf entry
+  // in key order. Problems are reported through `problem` and the walk goes on with what can be
+  // trusted. Stops early, without an error, when a callback returns false. For a tree that does not
+  // change meanwhile; lookups may go on. Errors: BUSY if it changed all the same.
   Status walk(const std::function<bool(const NodeView&)>& node,
               const std::function<bool(const Entry&)>& entry,
               const std::function<bool(const std::string&)>& problem);
 
  private:
-  struct Impl;
-  std::unique_ptr<Impl> impl_;
+  std::unique_ptr<IndexImpl> impl_;
 };
 
 }  // namespace csnap
