@@ -8,9 +8,9 @@ readonly SUITES=(lint unit native native-asan native-tsan simulation fuzz wire c
 
 # Minutes in the default tier and with --full.
 declare -rA BUDGET_QUICK=([lint]=2 [unit]=2 [native]=3 [native-asan]=4 [native-tsan]=4
-  [simulation]=3 [fuzz]=5 [wire]=4 [crash]=3 [package]=3 [vm]=6)
+  [simulation]=3 [fuzz]=5 [wire]=4 [crash]=3 [package]=3 [vm]=6 [mutants]=20)
 declare -rA BUDGET_FULL=([lint]=2 [unit]=4 [native]=10 [native-asan]=15 [native-tsan]=15
-  [simulation]=30 [fuzz]=65 [wire]=8 [crash]=15 [package]=3 [vm]=20)
+  [simulation]=30 [fuzz]=65 [wire]=8 [crash]=15 [package]=3 [vm]=20 [mutants]=30)
 
 # What a suite's outcome depends on, beside the tool versions; the rest depend on everything.
 declare -rA INPUTS=(
@@ -63,5 +63,8 @@ suite_fuzz() {
   [[ $CSNAP_TIER == quick ]] || seconds=600
   counted scripts/fuzz --seconds "$seconds"
 }
+
+# Only with --mutants.
+suite_mutants() { counted scripts/mutants; }
 
 suite_package() { counted scripts/lib/package-test; }

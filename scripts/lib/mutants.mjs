@@ -1,0 +1,162 @@
+// Applies each committed mutant to a copy of the native tree, builds the copy and runs the tests that
+// must notice. Called by scripts/mutants; see native/testing/mutants/README.md for the format.
+//
+// M1 The project's own files are never changed: everything happens in build-mutants/.
+// M2 Before any mutant counts, the unchanged copy passes every test that a mutant names, and each
+//    filter runs at least one test. A test that is red anyway would prove nothing.
+// M3 A mutant that does not apply exactly once, or does not build, has failed: it proves nothing.
+// M4 One build per mutant: taking the former mutant back and applying the next happens together.
+import { spawnSync } from 'node:child_process';
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
+import { dirname, join } from 'node:path';
+
+const [projectDir, nodeGyp, nodePrefix, ...wanted] = process.argv.slice(2);
+const copyDir = join(projectDir, 'build-mutants');
+const mutantDir = join(projectDir, 'native/testing/mutants');
+const SECONDS_MAX = 300;
+
+function stop(message) {
+  console.error(`mutants: ${message}`);
+  process.exit(1);
+}
+
+function filesBelow(directory) {
+  return readdirSync(directory, { withFileTypes: true, recursive: true })
+    .filter((entry) => entry.isFile())
+    .map((entry) => join(entry.parentPath ?? entry.path, entry.name).slice(projectDir.length + 1));
+}
+
+/** Writes only what differs, so that an unchanged file is not compiled again. */
+function put(path, text) {
+  const target = join(copyDir, path);
+  if (existsSync(target) && readFileSync(target, 'utf8') === text) return;
+  mkdirSync(dirname(target), { recursive: true });
+  writeFileSync(target, text);
+}
+
+function copyTree() {
+  mkdirSync(copyDir, { recursive: true });
+  const files = filesBelow(join(projectDir, 'native'));
+  for (const path of files) put(path, readFileSync(join(projectDir, path), 'utf8'));
+  for (const path of existsSync(join(copyDir, 'native')) ? readdirSync(join(copyDir, 'native'), { recursive: true }) : []) {
+    if (!existsSync(join(projectDir, 'native', path))) rmSync(join(copyDir, 'native', path), { recursive: true, force: true });
+  }
+  put('binding.gyp', readFileSync(join(projectDir, 'binding.gyp'), 'utf8'));
+  put('package.json', readFileSync(join(projectDir, 'package.json'), 'utf8'));
+  if (!existsSync(join(copyDir, 'node_modules'))) symlinkSync('../node_modules', join(copyDir, 'node_modules'));
+}
+
+function readMutants() {
+  const text = ['rule', 'title', 'file', 'find', 'replace'];
+  return readdirSync(mutantDir)
+    .filter((name) => name.endsWith('.json'))
+    .sort()
+    .map((name) => {
+      let mutant;
+      try {
+        mutant = JSON.parse(readFileSync(join(mutantDir, name), 'utf8'));
+      } catch (error) {
+        stop(`${name} is not JSON: ${error.message}`);
+      }
+      // Long code reads better as a list of lines.
+      for (const key of ['find', 'replace']) if (Array.isArray(mutant[key])) mutant[key] = mutant[key].join('\n');
+      for (const key of text) if (typeof mutant[key] !== 'string') stop(`${name} lacks the text "${key}"`);
+      if (!/^([WF]\d+|-)$/.test(mutant.rule)) stop(`${name}: rule "${mutant.rule}" is not like W2, F1 or -`);
+      if (typeof mutant.tests !== 'string' && typeof mutant.command !== 'string')
+        stop(`${name} names neither "tests" nor "command"`);
+      return { name: name.replace(/\.json$/, ''), env: {}, ...mutant };
+    });
+}
+
+function run(command, args, options) {
+  const result = spawnSync(command, args, { encoding: 'utf8', maxBuffer: 1 << 28, ...options });
+  return { status: result.status, signal: result.signal, output: `${result.stdout}${result.stderr}`, error: result.error };
+}
+
+function configure() {
+  const result = run(nodeGyp, [`--directory=${copyDir}`, `--nodedir=${nodePrefix}`, 'configure', '--', '-Dbuild_tests=true']);
+  if (result.status !== 0) stop(`configuring failed:\n${result.output.slice(-4000)}`);
+}
+
+function build() {
+  return run('make', ['-C', join(copyDir, 'build'), `-j${availableParallelism()}`, 'native_tests'], {
+    env: { ...process.env, BUILDTYPE: 'Release' },
+  });
+}
+
+/** { red, how }: what the mutant's test says about the program as it was last built. */
+function runTests(mutant) {
+  const options = { cwd: copyDir, env: { ...process.env, ...mutant.env }, timeout: SECONDS_MAX * 1000, killSignal: 'SIGKILL' };
+  const result =
+    mutant.command !== undefined
+      ? run('bash', ['-euc', mutant.command], options)
+      : run(join(copyDir, 'build/Release/native_tests'), ['--no-colors=true', `--test-case=${mutant.tests}`], options);
+  if (result.error?.code === 'ETIMEDOUT') return { red: true, how: `hung for ${SECONDS_MAX} s`, output: result.output };
+  if (result.error) stop(`${mutant.name}: ${result.error.message}`);
+  if (mutant.command === undefined && result.status === 0) {
+    const ran = Number(/test cases: +(\d+)/.exec(result.output)?.[1] ?? 0);
+    if (ran === 0) stop(`${mutant.name}: no test matches "${mutant.tests}"`);
+  }
+  const how = result.signal ? `ended by ${result.signal}` : `status ${result.status}`;
+  return { red: result.status !== 0, how, output: result.output };
+}
+
+/** The tests of all mutants must be green before one of them is changed (M2). */
+function checkGreen(mutants) {
+  const seen = new Set();
+  for (const mutant of mutants) {
+    const key = JSON.stringify([mutant.tests, mutant.command, mutant.env]);
+    if (seen.has(key)) continue;
+    seen.add(key);
+    const { red, how, output } = runTests(mutant);
+    if (red) stop(`the unchanged program fails ${mutant.tests ?? mutant.command} (${how}):\n${output.slice(-4000)}`);
+  }
+}
+
+function apply(mutant) {
+  if (!existsSync(join(projectDir, mutant.file))) return `there is no ${mutant.file}`;
+  const text = readFileSync(join(projectDir, mutant.file), 'utf8');
+  const count = text.split(mutant.find).length - 1;
+  if (count !== 1) return `its text occurs ${count} times in ${mutant.file}`;
+  put(mutant.file, text.replace(mutant.find, () => mutant.replace));
+  return '';
+}
+
+function restore(path) {
+  if (existsSync(join(projectDir, path))) put(path, readFileSync(join(projectDir, path), 'utf8'));
+}
+
+/** '' and how it was killed, or why it was not. */
+function judge(mutant) {
+  const problem = apply(mutant);
+  if (problem) return { killed: false, how: problem };
+  const built = build();
+  if (built.status !== 0) return { killed: false, how: `it does not build:\n${built.output.slice(-2000)}` };
+  const { red, how } = runTests(mutant);
+  return { killed: red, how: red ? how : 'its test stayed green' };
+}
+
+const all = readMutants();
+for (const name of wanted) if (!all.some((mutant) => mutant.name === name)) stop(`no mutant ${name}`);
+const mutants = wanted.length ? all.filter((mutant) => wanted.includes(mutant.name)) : all;
+if (mutants.length === 0) stop('there is no mutant');
+
+console.log('== building the unchanged program');
+copyTree();
+configure();
+const plain = build();
+if (plain.status !== 0) stop(`the unchanged program does not build:\n${plain.output.slice(-4000)}`);
+checkGreen(mutants);
+
+let killed = 0;
+for (const mutant of mutants) {
+  const started = Date.now();
+  const { killed: dead, how } = judge(mutant);
+  restore(mutant.file);
+  if (dead) killed++;
+  const seconds = Math.round((Date.now() - started) / 1000);
+  console.log(`${dead ? 'killed' : 'FAILED'}  ${mutant.rule.padEnd(3)} ${mutant.name}: ${mutant.title} (${how}, ${seconds} s)`);
+}
+console.log(`${killed} passed, ${mutants.length - killed} failed`);
+process.exitCode = killed === mutants.length ? 0 : 1;
