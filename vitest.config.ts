@@ -1,5 +1,5 @@
 // One vitest project per directory of tests, named like it; scripts/test runs each as a suite.
-import { defineConfig } from 'vitest/config';
+import { defineConfig } from "vitest/config";
 
 const MINUTE_MS = 60_000;
 
@@ -12,7 +12,7 @@ function project(name: string, timeout_ms: number, alone: boolean) {
       testTimeout: timeout_ms,
       hookTimeout: timeout_ms,
       fileParallelism: !alone,
-      pool: 'forks' as const,
+      pool: "forks" as const,
     },
   };
 }
@@ -20,10 +20,10 @@ function project(name: string, timeout_ms: number, alone: boolean) {
 export default defineConfig({
   test: {
     projects: [
-      project('unit', 30_000, false),
-      project('wire', MINUTE_MS, true),
-      project('crash', 10 * MINUTE_MS, true),
-      project('vm', 15 * MINUTE_MS, true),
+      project("unit", 30_000, false),
+      project("wire", MINUTE_MS, true),
+      project("crash", 10 * MINUTE_MS, true),
+      project("vm", 15 * MINUTE_MS, true),
     ],
   },
 });
