@@ -297,7 +297,7 @@ static_assert(sizeof(RecordHeader) == 64);
 
 struct EntryList {
   le32 count;
-  le32 reserved;
+  le32 more;  // of RECOVERED: 1: the verdict goes on in the next record
   // IndexEntry entries[count]
 };
 static_assert(sizeof(EntryList) == 8);

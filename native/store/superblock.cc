@@ -47,6 +47,10 @@ Status judge(Device& store, const Superblock& sb) {
       sb.epoch_count <= format::kEpochChainMax && sb.generation >= 1 && sb.sequence >= 1 &&
       sb.origin_bytes > 0;
   if (!sane) return bad(store, Code::CORRUPT, "a superblock's geometry makes no sense");
+  for (uint32_t i = 1; i < sb.epoch_count; i++)
+    if (sb.epochs[i].epoch <= sb.epochs[i - 1].epoch ||
+        sb.epochs[i].first_sequence < sb.epochs[i - 1].first_sequence)
+      return bad(store, Code::CORRUPT, "a superblock's epoch chain is out of order");
   return Status();
 }
 

@@ -1,0 +1,171 @@
+// The checkpoint: RAM's state to new places on the device, then the superblock flip. Part of Store.
+#include <algorithm>
+#include <cstring>
+
+#include "store/store.h"
+
+namespace csnap {
+
+using format::Superblock;
+
+bool Store::wants_checkpoint() {
+  MutexLock lock(transaction_);
+  return !failed() && (journal_->used_bytes() * 2 >= journal_->size_bytes() ||
+                       fresh_.size() * 2 >= dirty_limit());
+}
+
+// Everything of the next superblock but the roots. The tail moves to the head: all records so far are
+// in the state being written (R1, R2).
+void Store::fill_superblock(Superblock& next) {
+  next = superblock_;
+  next.journal_tail = journal_->head();
+  next.tail_sequence = journal_->next_sequence();
+  next.confirmed_sequence = confirmed_;
+  next.exception_count = index_->stats().entries;
+  next.snapshot_slots = snapshots_->slots();
+  next.counter_slots = counters_->slots();
+  if (counters_->estimated()) next.state = next.state | format::kStateCountersEstimated;
+  // Terms that ended before the tail have no record left (W5: the chain stays bounded).
+  std::vector<EpochTermInfo> chain;
+  for (size_t i = 0; i < chain_.size(); i++)
+    if (i + 1 == chain_.size() || chain_[i + 1].first_sequence > next.tail_sequence)
+      chain.push_back(chain_[i]);
+  std::memset(next.epochs, 0, sizeof next.epochs);
+  next.epoch_count = static_cast<uint32_t>(chain.size());
+  for (size_t i = 0; i < chain.size(); i++) {
+    next.epochs[i].epoch = chain[i].epoch;
+    next.epochs[i].salt = chain[i].salt;
+    next.epochs[i].first_sequence = chain[i].first_sequence;
+  }
+}
+
+Status Store::write_sealed(std::vector<SealedBlock>& blocks) {
+  std::sort(blocks.begin(), blocks.end(),
+            [](const SealedBlock& a, const SealedBlock& b) { return a.block < b.block; });
+  // Neighbours go out in one write.
+  constexpr size_t kRunMax = 64;
+  std::vector<std::byte> run;
+  for (size_t i = 0; i < blocks.size();) {
+    const BlockNumber first = blocks[i].block;
+    run.clear();
+    while (i < blocks.size() && blocks[i].block == first + run.size() / kBlockBytes &&
+           run.size() < kRunMax * kBlockBytes) {
+      run.insert(run.end(), blocks[i].image->bytes.begin(), blocks[i].image->bytes.end());
+      i++;
+    }
+    CSNAP_TRY(device_.write(first * kBlockBytes, run.data(), run.size()));
+  }
+  return Status();
+}
+
+Status Store::checkpoint(bool clean, const std::function<void(Superblock&)>& edit) {
+  MutexLock one(checkpoint_mutex_);
+  MutexLock lock(transaction_);
+  if (failed()) return failure();
+  const bool idle = journal_->used_bytes() == 0 && fresh_.empty() && !index_->stats().dirty_nodes &&
+                    !snapshots_->pages().dirty() && !counters_->pages().dirty() && released_.empty();
+  if (idle && !clean && !edit) return Status();
+  Status status = write_state(clean, edit, lock);
+  if (status.ok()) checkpoint_count_.fetch_add(1, std::memory_order_relaxed);
+  return status;
+}
+
+Status Store::flip_superblock(Superblock& next) {
+  MutexLock lock(superblock_mutex_);
+  if (failed()) return failure();  // R4
+  CSNAP_TRY(write_superblock(device_, written_, next));
+  written_ = next;
+  sequence_in_use_ = next.sequence;
+  return Status();
+}
+
+Status Store::write_state(bool clean, const std::function<void(Superblock&)>& edit,
+                          MutexLock& lock) {
+  if (space_map_->free_blocks() < page_blocks_needed())
+    return Status(Code::NO_SPACE, device_.name() + ": no room for a checkpoint's metadata");
+  // The cut: from here to unlock() nothing changes.
+  std::vector<SealedBlock> blocks;
+  const IndexRoot root = index_->freeze(blocks);
+  while (snapshots_->pages().assign() || counters_->pages().assign() ||
+         space_map_->pages().assign()) {
+  }
+  Superblock next;
+  fill_superblock(next);
+  next.index.block = root.ref.block;
+  next.index.crc = root.ref.crc;
+  next.index.level = root.level;
+  next.snapshot_table = snapshots_->pages().seal(blocks);
+  next.space_counters = counters_->pages().seal(blocks);
+  next.space_map = space_map_->pages().seal(blocks);
+  next.state = clean ? (next.state | format::kStateClean) : (next.state & ~format::kStateClean);
+  if (edit) edit(next);
+  const uint64_t tail = next.journal_tail;
+  std::vector<BlockNumber> released = std::move(released_);
+  released_.clear();
+  fresh_.clear();
+  lock.unlock();
+
+  // Data first, the superblock last (W4: only then may what it no longer refers to be reused).
+  Status status = write_sealed(blocks);
+  bool sync_failed = false;
+  if (status.ok()) {
+    status = device_.sync();
+    sync_failed = !status.ok();
+  }
+  if (status.ok()) {
+    status = flip_superblock(next);
+    sync_failed = !status.ok();
+  }
+  lock.lock();
+  if (!status.ok()) {
+    fail(status, sync_failed);
+    return failure();
+  }
+  if (failed()) return failure();
+  index_->frozen_written();
+  // What records have changed while the state was written stays as RAM has it.
+  superblock_.sequence = next.sequence;
+  superblock_.index = next.index;
+  superblock_.space_map = next.space_map;
+  superblock_.snapshot_table = next.snapshot_table;
+  superblock_.space_counters = next.space_counters;
+  superblock_.journal_tail = next.journal_tail;
+  superblock_.tail_sequence = next.tail_sequence;
+  superblock_.state = next.state;
+  superblock_.epoch_count = next.epoch_count;
+  std::memcpy(superblock_.epochs, next.epochs, sizeof next.epochs);
+  chain_ = chain_of(next);
+  journal_->set_tail(tail);
+  checkpoint_record_due_ = true;
+  if (pins_ > 0)
+    pinned_blocks_.insert(pinned_blocks_.end(), released.begin(), released.end());
+  else
+    for (BlockNumber block : released) space_map_->unhold(block, 1);
+  return Status();
+}
+
+Result<Superblock> Store::pin_checkpoint() {
+  MutexLock one(checkpoint_mutex_);
+  MutexLock lock(transaction_);
+  if (failed()) return failure();
+  // The pin counts before the flip: what is released meanwhile belongs to the pinned state already.
+  pins_++;
+  Status status = write_state(false, nullptr, lock);
+  if (!status.ok()) {
+    pins_--;
+    return status;
+  }
+  return superblock_;
+}
+
+void Store::unpin_checkpoint() {
+  MutexLock lock(transaction_);
+  CSNAP_ASSERT(pins_ > 0);
+  if (--pins_ > 0) return;
+  for (BlockNumber block : pinned_blocks_) space_map_->unhold(block, 1);
+  for (BlockNumber block : pinned_chunks_) space_map_->unhold(block, space_map_->chunk_blocks());
+  pinned_blocks_.clear();
+  pinned_chunks_.clear();
+}
+
+}  // namespace csnap

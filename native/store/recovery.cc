@@ -1,0 +1,461 @@
+#include "store/recovery.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/crc32c.h"
+
+namespace csnap {
+
+using format::RecordKind;
+using format::Superblock;
+
+Result<std::unique_ptr<Store>> Store::open(StoreOptions options, SuperblockFound found) {
+  std::unique_ptr<Store> store(new Store(std::move(options), *found.superblock));
+  Recovery recovery(*store, found);
+  CSNAP_TRY(recovery.run());
+  return store;
+}
+
+Status Recovery::run() {
+  const Superblock& sb = store_.superblock_;
+  store_.recovery_.was_clean = sb.state & format::kStateClean;
+  if ((sb.state & format::kStateSyncFailed) && !store_.options_.accept_loss &&
+      !store_.options_.look_only)
+    return Status(Code::NEEDS_ACCEPT_LOSS,
+                  store_.device_.name() +
+                      ": a sync failed when this volume was last served, acknowledged writes may be "
+                      "lost; serve it with --accept-loss to go on with what is there");
+  MutexLock lock(store_.transaction_);
+  CSNAP_TRY(load_state());
+  CSNAP_TRY(read_journal());
+  if (!store_.options_.look_only) CSNAP_TRY(stamp());
+  CSNAP_TRY(apply_net_changes());
+  CSNAP_TRY(verify_unconfirmed());
+  CSNAP_TRY(delete_incomplete());
+  store_.confirmed_ = end_.next_sequence - 1;
+  if (store_.options_.look_only) return Status();
+  if (!checkpoint_due_) CSNAP_TRY(write_findings());
+  if (checkpoint_due_) {
+    // The new state itself says what was found. Nothing was appended before it, so a crash here leaves
+    // this term without records, and the next stamp drops it from the chain.
+    lock.unlock();
+    CSNAP_TRY(store_.checkpoint(false, [](Superblock&) {}));
+    lock.lock();
+  }
+  for (BlockNumber block : quarantine_)
+    store_.space_map_->unhold(block, store_.space_map_->chunk_blocks());
+  return Status();
+}
+
+Status Recovery::load_state() {
+  const Superblock& sb = store_.superblock_;
+  // Pages are in RAM as a whole: sizes must be plausible before memory is taken for them.
+  const uint64_t blocks = sb.store_bytes / kBlockBytes;
+  if (sb.snapshot_slots > blocks * format::kSnapshotsPerPage ||
+      sb.counter_slots > blocks * format::kCountersPerPage)
+    return Status(Code::CORRUPT, store_.device_.name() + ": the superblock's tables are too large");
+  CSNAP_TRY(store_.space_map_->load(sb.space_map));
+  CSNAP_TRY(store_.snapshots_->load(sb.snapshot_table, sb.snapshot_slots));
+  CSNAP_TRY(store_.counters_->load(sb.space_counters, sb.counter_slots,
+                                   sb.state & format::kStateCountersEstimated));
+  store_.index_->open({{sb.index.block, sb.index.crc}, sb.index.level}, sb.exception_count);
+  return Status();
+}
+
+// ---- The journal -------------------------------------------------------------------------------
+
+Status Recovery::read_journal() {
+  const Superblock& sb = store_.superblock_;
+  verified_upto_ = sb.confirmed_sequence;
+  if (found_.may_be_older) {
+    Result<bool> newer = store_.journal_->knows_newer_superblock(sb.sequence, store_.chain_);
+    if (!newer.ok()) return newer.take_status();
+    if (newer.value())
+      return Status(Code::CORRUPT, store_.device_.name() +
+                                       ": the newer superblock is damaged and the older one is out of "
+                                       "date (W5); restore the store from a backup");
+  }
+  Result<JournalEnd> end = store_.journal_->scan(
+      sb.journal_tail, sb.tail_sequence, sb.confirmed_sequence, store_.chain_,
+      [this](const RecordView& record) { return take_record(record); });
+  if (!end.ok()) return end.take_status();
+  end_ = end.take();
+  verified_upto_ = std::max(verified_upto_, end_.confirmed);
+  store_.recovery_.records = end_.records;
+  if ((sb.state & format::kStateClean) && end_.records > 0)
+    return Status(Code::CORRUPT, store_.device_.name() +
+                                     ": the store says it was closed in order, but its journal goes on");
+  return Status();
+}
+
+Status Recovery::take_entries(const RecordView& record, std::vector<Entry>& out) {
+  format::EntryList list;
+  if (record.payload_bytes < sizeof list)
+    return Status(Code::CORRUPT, store_.device_.name() + ": a journal record is too short");
+  std::memcpy(&list, record.payload, sizeof list);
+  if (record.payload_bytes != sizeof list + uint64_t{list.count} * sizeof(format::IndexEntry))
+    return Status(Code::CORRUPT, store_.device_.name() + ": a journal record has the wrong length");
+  for (uint32_t i = 0; i < list.count; i++) {
+    format::IndexEntry disk;
+    std::memcpy(&disk, record.payload + sizeof list + i * sizeof disk, sizeof disk);
+    out.push_back(Entry::from_disk(disk));
+  }
+  return Status();
+}
+
+Status Recovery::take_snapshot(const RecordView& record) {
+  format::SnapshotSlot slot;
+  if (record.payload_bytes != sizeof slot)
+    return Status(Code::CORRUPT, store_.device_.name() + ": a snapshot record has the wrong length");
+  std::memcpy(&slot, record.payload, sizeof slot);
+  std::optional<Snapshot> snapshot = Snapshot::from_disk(slot);
+  if (!snapshot || !snapshot->live() || snapshot->generation == 0)
+    return Status(Code::CORRUPT, store_.device_.name() + ": a snapshot record makes no sense");
+  const SnapshotTable& table = *store_.snapshots_;
+  const Snapshot* same_name = table.find_name(snapshot->volume, snapshot->name);
+  const Snapshot* same_time = table.at_generation(snapshot->volume, snapshot->generation);
+  const Snapshot* known = table.find(snapshot->uuid);
+  if ((same_name && same_name->uuid != snapshot->uuid) ||
+      (same_time && same_time->uuid != snapshot->uuid) ||
+      (record.kind == RecordKind::SNAPSHOT_UPDATE && !(known && known->live())))
+    return Status(Code::CORRUPT, store_.device_.name() + ": a snapshot record contradicts the table");
+  store_.apply_snapshot(*snapshot);
+  return Status();
+}
+
+Status Recovery::take_record(const RecordView& record) {
+  auto as = [&](auto& out) {
+    if (record.payload_bytes != sizeof out) return false;
+    std::memcpy(&out, record.payload, sizeof out);
+    return true;
+  };
+  auto bad = [&](const char* what) {
+    return Status(Code::CORRUPT, store_.device_.name() + ": journal record " +
+                                     std::to_string(record.sequence) + " " + what);
+  };
+  // A record that knows of a newer superblock than the one in use: that one was completed (W5).
+  if (record.superblock_sequence > store_.superblock_.sequence)
+    return bad("is newer than the superblock in use (W5)");
+  Superblock& sb = store_.superblock_;
+  switch (record.kind) {
+    case RecordKind::EXCEPTION:
+    case RecordKind::FREE:
+    case RecordKind::RECOVERED: {
+      std::vector<Entry> entries;
+      CSNAP_TRY(take_entries(record, entries));
+      for (const Entry& entry : entries) {
+        const bool erase = record.kind == RecordKind::FREE ||
+                           entry.location.kind() == format::LocationKind::ERASED;
+        if (!erase) CSNAP_TRY(store_.check_location(entry));
+        changes_[entry.key] = {erase ? std::nullopt : std::optional<Entry>(entry), record.sequence};
+      }
+      format::EntryList list;
+      std::memcpy(&list, record.payload, sizeof list);
+      if (record.kind == RecordKind::RECOVERED && !list.more)
+        verified_upto_ = std::max(verified_upto_, record.sequence);
+      return Status();
+    }
+    case RecordKind::SNAPSHOT:
+    case RecordKind::SNAPSHOT_UPDATE:
+      return take_snapshot(record);
+    case RecordKind::SNAPSHOT_COMPLETE: {
+      format::SnapshotCompleteRecord complete;
+      if (!as(complete)) return bad("has the wrong length");
+      UuidBytes uuid;
+      std::memcpy(uuid.data(), complete.uuid, uuid.size());
+      const Snapshot* snapshot = store_.snapshots_->find(uuid);
+      if (!snapshot || !snapshot->live()) return bad("completes an unknown snapshot");
+      Snapshot done = *snapshot;
+      done.state = format::SnapshotState::LIVE;
+      store_.apply_snapshot(done);
+      return Status();
+    }
+    case RecordKind::DELETE: {
+      format::DeleteRecord del;
+      if (!as(del)) return bad("has the wrong length");
+      UuidBytes uuid;
+      std::memcpy(uuid.data(), del.uuid, uuid.size());
+      const Snapshot* snapshot = store_.snapshots_->find(uuid);
+      if (!snapshot || !snapshot->live() || del.delete_serial <= sb.delete_serial)
+        return bad("deletes an unknown snapshot");
+      store_.apply_delete(uuid, del.dropped, del.delete_serial);
+      return Status();
+    }
+    case RecordKind::RECLAIM: {
+      format::ReclaimRecord reclaim;
+      if (!as(reclaim)) return bad("has the wrong length");
+      store_.apply_reclaimed(reclaim.pass);
+      return Status();
+    }
+    case RecordKind::HOLD:
+      return as(sb.hold) ? Status() : bad("has the wrong length");
+    case RecordKind::SETTINGS: {
+      format::SettingsRecord settings;
+      if (!as(settings)) return bad("has the wrong length");
+      sb.on_full = settings.on_full;
+      sb.staged_limit_bytes = settings.staged_limit_bytes;
+      sb.cache_limit_bytes = settings.cache_limit_bytes;
+      sb.reclaim_rate_bytes = settings.reclaim_rate_bytes;
+      return Status();
+    }
+    case RecordKind::CHECKPOINT:
+      return Status();
+    case RecordKind::DATA:
+    case RecordKind::ZERO_RANGE:
+    case RecordKind::CLONE_PAIR:
+    case RecordKind::APPLIED:
+      break;  // written only under feature bits that this version refuses
+  }
+  return bad("is of a kind that this csnap does not know");
+}
+
+// ---- The new term ------------------------------------------------------------------------------
+
+Status Recovery::stamp() {
+  Store& store = store_;
+  Superblock& sb = store.superblock_;
+  std::vector<EpochTermInfo> chain;
+  // Terms without any record need no place in the chain.
+  for (size_t i = 0; i < store.chain_.size(); i++) {
+    const Sequence next = i + 1 < store.chain_.size() ? store.chain_[i + 1].first_sequence
+                                                      : end_.next_sequence;
+    if (next > store.chain_[i].first_sequence) chain.push_back(store.chain_[i]);
+  }
+  if (chain.size() >= format::kEpochChainMax)
+    return Status(Code::CORRUPT, store.device_.name() + ": the superblock's epoch chain is overfull");
+  checkpoint_due_ = chain.size() + 2 >= format::kEpochChainMax;
+  EpochTermInfo term;
+  term.epoch = store.epoch() + 1;
+  term.first_sequence = end_.next_sequence;
+  const UuidBytes random = store.options_.make_uuid();
+  std::memcpy(&term.salt, random.data(), sizeof term.salt);
+  chain.push_back(term);
+
+  // Only the term changes (V1): the fields that records have changed are replayed again next time.
+  Superblock next = store.written_;
+  std::memset(next.epochs, 0, sizeof next.epochs);
+  next.epoch_count = static_cast<uint32_t>(chain.size());
+  for (size_t i = 0; i < chain.size(); i++) {
+    next.epochs[i].epoch = chain[i].epoch;
+    next.epochs[i].salt = chain[i].salt;
+    next.epochs[i].first_sequence = chain[i].first_sequence;
+  }
+  const bool clean = next.state & format::kStateClean;
+  const bool other_boot = std::memcmp(next.boot_id, store.options_.boot_id.data(), 16) != 0;
+  const bool was_flush =
+      next.durability_mode == static_cast<uint8_t>(format::DurabilityMode::FLUSH);
+  const bool lossy = (!clean && was_flush && other_boot) ||
+                     (next.state & format::kStateSyncFailed) || store.options_.origin_accepted;
+  if (lossy) {
+    const UuidBytes id = store.options_.make_uuid();
+    std::memcpy(next.durability_id, id.data(), id.size());
+  }
+  uint32_t state = next.state & ~(format::kStateClean | format::kStateSyncFailed);
+  if (store.options_.origin_accepted) state |= format::kStateSuspect;
+  next.state = state;
+  std::memcpy(next.boot_id, store.options_.boot_id.data(), 16);
+  next.durability_mode = static_cast<uint8_t>(store.options_.durability);
+
+  for (int slot = 0; slot < 2; slot++) {
+    const Superblock former = store.written_;
+    CSNAP_TRY(write_superblock(store.device_, former, next));
+    store.written_ = next;
+    store.sequence_in_use_ = next.sequence;
+  }
+  sb.sequence = next.sequence;
+  sb.state = next.state;
+  sb.durability_mode = next.durability_mode;
+  std::memcpy(sb.boot_id, next.boot_id, sizeof sb.boot_id);
+  std::memcpy(sb.durability_id, next.durability_id, sizeof sb.durability_id);
+  std::memcpy(sb.epochs, next.epochs, sizeof sb.epochs);
+  sb.epoch_count = next.epoch_count;
+  store.chain_ = chain;
+  store.journal_->start_term(term, sb.journal_tail, end_);
+  return Status();
+}
+
+// ---- The state ---------------------------------------------------------------------------------
+
+Status Recovery::apply_net_changes() {
+  Store& store = store_;
+  const uint64_t run = store.space_map_->chunk_blocks();
+  // Space first, so that index blocks allocated below can't land on a chunk that a record names.
+  struct Step {
+    Key key;
+    std::optional<Entry> old;
+  };
+  std::vector<Step> steps;
+  for (const auto& [key, change] : changes_) {
+    Result<std::optional<Entry>> old = store.index_->find(key);
+    if (!old.ok()) return old.take_status();
+    if (old.value()) CSNAP_TRY(store.check_location(*old.value()));
+    steps.push_back({key, old.take()});
+  }
+  auto contradiction = [&](uint64_t block) {
+    return Status(Code::CORRUPT, store.device_.name() + ": journal and space map disagree about block " +
+                                     std::to_string(block));
+  };
+  std::vector<BlockNumber> freed;
+  for (const Step& step : steps) {
+    if (!step.old || !step.old->location.is_data()) continue;
+    const BlockNumber block = step.old->location.block();
+    for (uint64_t i = 0; i < run; i++)
+      if (!store.space_map_->is_used(block + i)) return contradiction(block + i);
+    store.space_map_->free_held(block, run);
+    freed.push_back(block);
+  }
+  for (BlockNumber block : freed) store.space_map_->unhold(block, run);
+  for (const auto& [key, change] : changes_) {
+    if (!change.entry || !change.entry->location.is_data()) continue;
+    const BlockNumber block = change.entry->location.block();
+    for (uint64_t i = 0; i < run; i++)
+      if (store.space_map_->is_used(block + i)) return contradiction(block + i);
+    store.space_map_->mark_used(block, run);
+  }
+  auto generation_before = [&](const Key& key, Generation& out) -> Status {
+    Result<std::optional<Entry>> former = store.index_->before(key);
+    if (!former.ok()) return former.take_status();
+    out = former.value() && former.value()->key.same_chunk(key) ? former.value()->key.generation : 0;
+    return Status();
+  };
+  auto holders = [&](const Key& key, Generation previous) -> Holders {
+    const std::vector<Generation>& live = store.snapshots_->live(key.volume);
+    const Generation first = next_live(live, previous);
+    const Generation last = last_live(live, key.generation);
+    return first == 0 || last == 0 || first > last ? Holders{key.volume, 0, 0}
+                                                   : Holders{key.volume, first, last};
+  };
+  // Counters of entries that go are taken off first, while their predecessors are still there.
+  for (const Step& step : steps) {
+    if (!step.old || !step.old->location.is_data()) continue;
+    Generation previous = 0;
+    CSNAP_TRY(generation_before(step.key, previous));
+    store.counters_->add(holders(step.key, previous), -1);
+  }
+  for (const Step& step : steps) {
+    const Change& change = changes_[step.key];
+    bool erased = false;
+    if (store.space_map_->free_blocks() < store.index_->blocks_needed(1))
+      return Status(Code::NO_SPACE, store.device_.name() + ": no room to replay the journal");
+    if (change.entry)
+      CSNAP_TRY(store.index_->insert(*change.entry));
+    else if (step.old)
+      CSNAP_TRY(store.index_->erase(step.key, erased));
+  }
+  for (const auto& [key, change] : changes_) {
+    if (!change.entry || !change.entry->location.is_data()) continue;
+    Generation previous = 0;
+    CSNAP_TRY(generation_before(key, previous));
+    store.counters_->add(holders(key, previous), 1);
+  }
+  return Status();
+}
+
+Result<uint32_t> Recovery::crc_of(Device& device, uint64_t offset, uint64_t available) {
+  std::vector<std::byte> chunk(store_.chunk_bytes());
+  CSNAP_TRY(device.read(offset, chunk.data(), std::min<uint64_t>(available, chunk.size())));
+  return crc32c(chunk.data(), chunk.size());
+}
+
+Status Recovery::verify_unconfirmed() {
+  Store& store = store_;
+  // What a dead process left in the page cache must not look durable (W1).
+  if (!store.options_.look_only) CSNAP_TRY(store.device_.sync());
+  const uint64_t run = store.space_map_->chunk_blocks();
+  for (const auto& [key, change] : changes_) {
+    if (change.sequence <= verified_upto_ || !change.entry || !change.entry->location.is_data())
+      continue;
+    const Entry& entry = *change.entry;
+    Result<uint32_t> stored = crc_of(store.device_, entry.location.block() * kBlockBytes,
+                                     store.chunk_bytes());
+    if (!stored.ok()) return stored.take_status();
+    if (stored.value() == entry.crc) continue;
+    // The group's sync never returned, so nothing was overwritten on its strength (W2): the origin must
+    // still hold the content. If it does not, the content is lost, and that is said, not guessed.
+    const uint64_t offset = key.chunk * store.chunk_bytes();
+    const uint64_t origin_bytes = store.superblock_.origin_bytes;
+    bool in_origin = false;
+    if (offset < origin_bytes && store.options_.origin) {
+      Result<uint32_t> held = crc_of(*store.options_.origin, offset, origin_bytes - offset);
+      if (!held.ok()) return held.take_status();
+      in_origin = held.value() == entry.crc;
+    }
+    Generation previous = 0;
+    {
+      Result<std::optional<Entry>> former = store.index_->before(key);
+      if (!former.ok()) return former.take_status();
+      if (former.value() && former.value()->key.same_chunk(key))
+        previous = former.value()->key.generation;
+    }
+    const std::vector<Generation>& live = store.snapshots_->live(key.volume);
+    const Generation first = next_live(live, previous);
+    const Generation last = last_live(live, key.generation);
+    const bool held = first != 0 && last != 0 && first <= last;
+    store.counters_->add(held ? Holders{key.volume, first, last} : Holders{key.volume, 0, 0}, -1);
+    Entry finding = entry;
+    finding.location = Location::of(in_origin ? format::LocationKind::ERASED
+                                              : format::LocationKind::LOST);
+    bool erased = false;
+    if (in_origin)
+      CSNAP_TRY(store.index_->erase(key, erased));
+    else
+      CSNAP_TRY(store.index_->insert(finding));
+    // Not reusable before the RECOVERED record is durable; write_findings() lets it go.
+    store.space_map_->free_held(entry.location.block(), run);
+    findings_.push_back(finding);
+    (in_origin ? store.recovery_.dropped_entries : store.recovery_.lost_entries)++;
+    quarantine_.push_back(entry.location.block());
+  }
+  return Status();
+}
+
+Status Recovery::delete_incomplete() {
+  std::vector<UuidBytes> incomplete;
+  for (const Snapshot* snapshot : store_.snapshots_->all())
+    if (snapshot->state == format::SnapshotState::CREATING) incomplete.push_back(snapshot->uuid);
+  for (const UuidBytes& uuid : incomplete) {
+    format::DeleteRecord record;
+    std::memset(&record, 0, sizeof record);
+    std::memcpy(record.uuid, uuid.data(), uuid.size());
+    record.delete_serial = store_.superblock_.delete_serial + 1;
+    store_.apply_delete(uuid, false, record.delete_serial);
+    deletes_.push_back(record);
+  }
+  return Status();
+}
+
+// The verdict comes whole: as long as a RECOVERED record says that more follow, opening again verifies
+// the rest once more.
+Status Recovery::write_findings() {
+  Store& store = store_;
+  constexpr size_t kPerRecord = 256;
+  RecordBatch batch;
+  for (size_t next = 0; next < findings_.size();) {
+    const size_t count = std::min(kPerRecord, findings_.size() - next);
+    std::byte* payload = batch.add(RecordKind::RECOVERED,
+                                   sizeof(format::EntryList) + count * sizeof(format::IndexEntry));
+    format::EntryList list;
+    list.count = static_cast<uint32_t>(count);
+    list.more = next + count < findings_.size() ? 1 : 0;
+    std::memcpy(payload, &list, sizeof list);
+    for (size_t i = 0; i < count; i++) {
+      const format::IndexEntry disk = findings_[next + i].to_disk();
+      std::memcpy(payload + sizeof list + i * sizeof disk, &disk, sizeof disk);
+    }
+    next += count;
+  }
+  for (const format::DeleteRecord& record : deletes_) batch.add_struct(RecordKind::DELETE, record);
+  if (batch.empty()) return Status();
+  if (!store.journal_->fits(batch.append_bytes(), 0)) {
+    checkpoint_due_ = true;
+    return Status();
+  }
+  Result<Sequence> last = store.journal_->append(batch, store.confirmed_, store.sequence_in_use_);
+  if (!last.ok()) return last.take_status();
+  CSNAP_TRY(store.device_.sync());
+  store.confirmed_ = last.value();
+  return Status();
+}
+
+}  // namespace csnap

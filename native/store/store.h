@@ -1,0 +1,187 @@
+// The snapshot store, open: superblock, journal, index, space map, snapshot table and counters as one
+// transactional whole. Callers: volume/ only.
+//
+// Every change is a transaction: begin() makes sure that journal and space can take it, the caller
+// fills the batch with records, commit() appends them and makes them durable with one sync (along
+// with everything else written to the store before, such as chunk data), and then the caller applies
+// the same records to RAM, still under the transaction lock. A checkpoint writes RAM's state to new
+// places and flips the superblock.
+//
+// Invariants
+//  R1  RAM is changed only by records that are durable (or by their replay); so RAM is always the
+//      state that replay would build.
+//  R2  All changes and the cut of a checkpoint happen under the transaction lock.
+//  R3  Blocks of the last durable superblock's state are never overwritten (W4).
+//  R4  After failed() is set nothing is written any more but the failed mark (W9).
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <optional>
+#include <random>
+#include <unordered_set>
+#include <vector>
+
+#include "base/sync.h"
+#include "io/device.h"
+#include "store/index.h"
+#include "store/journal.h"
+#include "store/snapshot_table.h"
+#include "store/space_counters.h"
+#include "store/space_map.h"
+#include "store/superblock.h"
+
+namespace csnap {
+
+struct StoreOptions {
+  Device* store = nullptr;
+  Device* origin = nullptr;  // read by recovery only (W1)
+  bool look_only = false;
+  bool accept_loss = false;
+  // The caller found the origin changed and goes on: new durability id, snapshots suspect.
+  bool origin_accepted = false;
+  format::DurabilityMode durability = format::DurabilityMode::FLUSH;
+  UuidBytes boot_id{};
+  IndexOptions index;
+  std::function<UuidBytes()> make_uuid;
+};
+
+// What recovery did, for info().
+struct RecoveryReport {
+  bool was_clean = false;
+  uint64_t records = 0;
+  uint64_t dropped_entries = 0;
+  uint64_t lost_entries = 0;
+};
+
+enum class Priority {
+  DATA,      // fails with NO_SPACE rather than touch the reserves
+  RESERVED,  // delete, free, settings: may use them
+};
+
+class Store final : public MetadataIo {
+ public:
+  // Writes an empty store; see create_store() in volume/volume.h.
+  static Status format(Device& device, format::Superblock& superblock);
+  // `superblock` as found by load_superblock(). Replays, and unless look_only claims and stamps the
+  // next epoch (F3, W5). Errors: CORRUPT, IO_ERROR, NEEDS_ACCEPT_LOSS.
+  static Result<std::unique_ptr<Store>> open(StoreOptions options, SuperblockFound found);
+  ~Store() override = default;
+
+  // -- transactions
+  struct Transaction {
+    MutexLock lock;
+    RecordBatch batch;
+  };
+  // Takes the transaction lock when `record_bytes` of records and `index_changes` changes fit; runs a
+  // checkpoint to make room. Errors: NO_SPACE, FAILED.
+  Result<Transaction> begin(Priority priority, uint64_t record_bytes, uint64_t index_changes);
+  // Appends and syncs. On failure the volume has failed (W9) and nothing may be applied.
+  Status commit(Transaction& transaction);
+  // The most index changes that one transaction may make.
+  uint64_t changes_max();
+
+  // -- applying durable records; under the transaction lock
+  Status apply_exceptions(const std::vector<Entry>& entries);
+  // The entries' chunks are held; give them to unhold_chunks() when no reader can know them any more.
+  Status apply_free(const std::vector<Entry>& entries);
+  void apply_snapshot(const Snapshot& snapshot);
+  void apply_delete(const UuidBytes& uuid, bool dropped, uint64_t delete_serial);
+  void apply_reclaimed(uint64_t pass);
+
+  // -- space
+  // A store chunk for an exception to come, held. Errors: NO_SPACE.
+  Result<BlockNumber> allocate_chunk();
+  void abandon_chunk(BlockNumber block) { space_map_->unhold(block, space_map_->chunk_blocks()); }
+  void unhold_chunks(const std::vector<BlockNumber>& blocks);
+  uint64_t reserve_blocks() const;
+  // Space that chunks can still use, in blocks.
+  uint64_t available_blocks() const;
+
+  // -- checkpoint
+  // Writes everything and flips the superblock. `clean`: last act of a close; no change may come
+  // after it. `edit` may change the superblock that is written.
+  Status checkpoint(bool clean = false,
+                    const std::function<void(format::Superblock&)>& edit = nullptr);
+  bool wants_checkpoint();
+  // While pinned, nothing that the superblock in use refers to is overwritten or reused. The pin
+  // starts with a checkpoint of its own. Returns that superblock.
+  Result<format::Superblock> pin_checkpoint();
+  void unpin_checkpoint();
+
+  // -- failure (W9)
+  void fail(const Status& why, bool sync_failed);
+  bool failed() const { return failed_.load(std::memory_order_acquire); }
+  Status failure();
+
+  // -- the parts; changed only under the transaction lock
+  MutexLock lock() { return MutexLock(transaction_); }
+  format::Superblock& superblock() { return superblock_; }
+  Index& index() { return *index_; }
+  SpaceMap& space_map() { return *space_map_; }
+  SnapshotTable& snapshots() { return *snapshots_; }
+  SpaceCounters& counters() { return *counters_; }
+  Journal& journal() { return *journal_; }
+  Device& device() { return device_; }
+  const RecoveryReport& recovery() const { return recovery_; }
+  Epoch epoch() const { return superblock_.epochs[superblock_.epoch_count - 1].epoch; }
+  uint64_t chunk_bytes() const { return superblock_.chunk_bytes; }
+  uint64_t checkpoints() const { return checkpoint_count_.load(std::memory_order_relaxed); }
+  // A location as read from disk may be used only if it is inside the data area and aligned.
+  Status check_location(const Entry& entry) const;
+
+  // -- MetadataIo
+  BlockNumber allocate() override;
+  void release(BlockNumber block) override;
+  Status read(BlockRef ref, format::BlockKind kind, uint8_t level, BlockImage& image) override;
+  uint32_t seal(BlockNumber block, BlockImage& image) override;
+
+ private:
+  friend class Recovery;
+  Store(StoreOptions options, const format::Superblock& superblock);
+
+  uint64_t dirty_limit() const;
+  uint64_t page_blocks_needed() const;
+  uint64_t journal_reserve() const;
+  void fill_superblock(format::Superblock& next);
+  Status write_sealed(std::vector<SealedBlock>& blocks);
+  Status flip_superblock(format::Superblock& next);
+  Status write_state(bool clean, const std::function<void(format::Superblock&)>& edit,
+                     MutexLock& lock);
+
+  StoreOptions options_;
+  Device& device_;
+  // The one in use with what records have changed since. Guarded by transaction_.
+  format::Superblock superblock_;
+  Mutex superblock_mutex_;      // guards written_ and the writing of superblocks
+  format::Superblock written_;  // exactly as last written
+  std::atomic<uint64_t> sequence_in_use_;
+  std::vector<EpochTermInfo> chain_;
+  RecoveryReport recovery_;
+
+  Mutex checkpoint_mutex_;  // one checkpoint at a time; taken before transaction_
+  Mutex transaction_;
+  std::unique_ptr<SpaceMap> space_map_;
+  std::unique_ptr<SnapshotTable> snapshots_;
+  std::unique_ptr<SpaceCounters> counters_;
+  std::unique_ptr<Index> index_;
+  std::unique_ptr<Journal> journal_;
+
+  // Guarded by transaction_.
+  std::unordered_set<BlockNumber> fresh_;    // allocated since the last freeze
+  std::vector<BlockNumber> released_;        // held until the next flip
+  Sequence confirmed_ = 0;
+  bool checkpoint_record_due_ = false;
+  uint32_t pins_ = 0;
+  std::vector<BlockNumber> pinned_blocks_;   // to be unheld when the last pin is gone
+  std::vector<BlockNumber> pinned_chunks_;
+
+  std::atomic<bool> failed_{false};
+  Mutex failure_mutex_;
+  Status failure_;
+  std::atomic<uint64_t> checkpoint_count_{0};
+};
+
+std::vector<EpochTermInfo> chain_of(const format::Superblock& superblock);
+
+}  // namespace csnap
