@@ -74,7 +74,7 @@ Status FileDevice::open_object(const FileDeviceOptions& options) {
                                 loop + "), or use " + loop);
 }
 
-// F1
+// FD1
 Status FileDevice::take_lock(int fd, bool exclusive) {
   struct flock lock = {};
   lock.l_type = exclusive ? F_WRLCK : F_RDLCK;
@@ -196,7 +196,7 @@ Status FileDevice::write(uint64_t offset, const void* data, size_t length) {
   return Status();
 }
 
-// F3. A ticket taken while a sync runs is served by the next one: the running one may have begun
+// FD3. A ticket taken while a sync runs is served by the next one: the running one may have begun
 // before the caller's writes.
 Status FileDevice::sync() {
   MutexLock lock(sync_mutex_);

@@ -2,11 +2,11 @@
 // volume/ through the seam of device.h, whose D1-D4 it keeps.
 //
 // Invariants
-//  F1  One open for writing per object and machine: a file by an OFD write lock, a block device by
+//  FD1  One open for writing per object and machine: a file by an OFD write lock, a block device by
 //      O_EXCL, a loop device by both (the lock is on its backing file). A look (read_only) takes a
 //      read lock, so that looks share the object with each other but never with a server.
-//  F2  Descriptors are O_CLOEXEC: no child keeps a lock alive.
-//  F3  sync() runs one fdatasync at a time. The kernel reports a write-back error once per
+//  FD2  Descriptors are O_CLOEXEC: no child keeps a lock alive.
+//  FD3  sync() runs one fdatasync at a time. The kernel reports a write-back error once per
 //      descriptor, so of two at the same time one could miss it. Callers that wait share the next.
 #pragma once
 
@@ -22,7 +22,7 @@ namespace csnap {
 
 struct FileDeviceOptions {
   bool read_only = false;
-  bool lock = true;  // F1
+  bool lock = true;  // FD1
   // Keep the page cache in small folios (random-access advice, writes in pieces): a 4 KiB write
   // into a large folio costs several times as much. For origins.
   bool small_folios = false;
