@@ -9,7 +9,7 @@ namespace csnap {
 namespace {
 
 struct Shape {
-  const char* name;
+  std::string name;
   IndexOptions options;
   uint64_t operations;
   uint64_t chunks;  // the keys' range
