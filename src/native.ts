@@ -258,6 +258,8 @@ export interface NativeBinding {
   wipeStore(path: string): Promise<void>;
   /** Two connected unix stream sockets. */
   socketPair(): [number, number];
+  /** A dup of a descriptor, close-on-exec like the pair. */
+  duplicate(fd: number): number;
   /** sd_notify(3): one datagram to $NOTIFY_SOCKET's path ('@' = abstract). False where it fails. */
   notify(socketPath: string, text: string): boolean;
 }
