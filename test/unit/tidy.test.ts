@@ -66,11 +66,6 @@ describe("rules", () => {
       );
     expect(unknown).toEqual([]);
   });
-
-  // "F2" in one file must mean what it means in all others.
-  it("do not lend their letters to a file's own invariants", () => {
-    expect(lines(sources, /^(\/\/|\s\*|#)\s+[WF]\d+ {1,3}[A-Z]/)).toEqual([]);
-  });
 });
 
 describe("files", () => {
