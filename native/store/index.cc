@@ -299,15 +299,16 @@ Status Index::erase(const Key& key, bool& erased) {
 uint64_t Index::blocks_needed(uint64_t changes) {
   SharedLock lock(impl_->latch);
   if (changes == 0) return 0;
-  const uint64_t capacity = impl_->options.inner_capacity;
-  const uint32_t height = impl_->empty() ? 0 : impl_->root_level + 1u;
+  // A superblock may claim any level; a change refuses what is too high.
+  const uint32_t height =
+      impl_->empty() ? 0 : std::min<uint32_t>(impl_->root_level + 1u, kIndexLevelsMax);
   // By depth: how many nodes the format allows there (saturating).
-  std::array<uint64_t, kIndexLevelsMax + 1> nodes_max{};
+  std::array<uint64_t, kIndexLevelsMax> nodes_max{};
   uint64_t nodes = 1;
-  for (uint32_t depth = 0; depth < height && depth < nodes_max.size(); depth++) {
+  for (uint32_t depth = 0; depth < height; depth++) {
     nodes_max[depth] = nodes;
-    const uint64_t fanout = std::max<uint64_t>(capacity, format::kInnerEntriesMax);
-    nodes = nodes > UINT64_MAX / fanout ? UINT64_MAX : nodes * fanout;
+    const bool saturated = nodes > UINT64_MAX / format::kInnerEntriesMax;
+    nodes = saturated ? UINT64_MAX : nodes * format::kInnerEntriesMax;
   }
   // A change shadows its path and at most one neighbour at each level.
   uint64_t bound = 0;
@@ -332,7 +333,8 @@ IndexStats Index::stats() {
   stats.entries = impl_->entries;
   stats.dirty_nodes = impl_->cache.dirty_count();
   stats.cached_nodes = impl_->cache.node_count();
-  stats.height = impl_->empty() ? 0 : static_cast<uint8_t>(impl_->root_level + 1);
+  const uint32_t height = std::min<uint32_t>(impl_->root_level + 1u, kIndexLevelsMax);
+  stats.height = impl_->empty() ? 0 : static_cast<uint8_t>(height);
   return stats;
 }
 

@@ -78,12 +78,12 @@ class Model {
       scan();
     else if (dice < 990)
       batch();
-    else if (dice < 994)
+    else if (dice < 997 || !rng_.one_in(4))
       read_error();
-    else if (dice < 999)
+    else if (!rng_.one_in(10))
       checkpoint_slowly();
     else
-      crash();
+      recover();
   }
 
   void insert() {
@@ -209,8 +209,6 @@ class Model {
     durable_ = frozen;
     checkpoints_++;
   }
-
-  void crash() { recover(); }
 
   void recover() {
     reopen(durable_root_);

@@ -452,11 +452,15 @@ TEST_CASE("index_walk_tells_of_ranges_and_roots_that_lookups_do_not_need (X2, X4
 TEST_CASE("index_root_of_an_impossible_level_is_refused") {
   MemoryIo io;
   Index index(io, {});
-  index.open({{5, 1}, kIndexLevelsMax}, 1);
-  CHECK(index.find(key(1)).status().code() == Code::CORRUPT);
-  CHECK(index.insert(make_entry(key(1))).code() == Code::CORRUPT);
-  CHECK(walk_all(index).problems.size() == 1);
-  CHECK(index.blocks_needed(1) > 0);
+  for (const uint8_t level : {uint8_t{kIndexLevelsMax}, uint8_t{255}}) {
+    index.open({{5, 1}, level}, 1);
+    CHECK(index.find(key(1)).status().code() == Code::CORRUPT);
+    CHECK(index.insert(make_entry(key(1))).code() == Code::CORRUPT);
+    CHECK(walk_all(index).problems.size() == 1);
+    CHECK(index.blocks_needed(1) > 0);
+    CHECK(index.blocks_needed(1000000) < 1000000000);
+    CHECK(index.stats().height == kIndexLevelsMax);
+  }
 }
 
 TEST_CASE("index_walk_stops_when_told_and_refuses_a_changing_tree") {
