@@ -118,6 +118,11 @@ export class Handshake {
     this.#client = options.client;
   }
 
+  /** False while the caller has something to do first, and at the end. */
+  get wantsInput(): boolean {
+    return this.#phase === "flags" || this.#phase === "options";
+  }
+
   /** The greeting. Called once, first. */
   start(): Action[] {
     if (this.#phase !== "greeting") throw new Error("the handshake has already started");
@@ -130,7 +135,7 @@ export class Handshake {
     if (this.#phase === "over") return [];
     this.#input.append(bytes);
     if (this.#phase === "tls") return this.#close("bytes behind STARTTLS");
-    if (this.#phase === "options" || this.#phase === "flags") return this.#run();
+    if (this.wantsInput) return this.#run();
     return this.#input.length > WAITING_BYTES_MAX ? this.#close("too much sent ahead of a reply") : [];
   }
 
