@@ -18,7 +18,9 @@ export type ErrorCode =
   /** the operating system refused access */
   | "ACCESS"
   /** a program that a command needs is missing */
-  | "MISSING_TOOL";
+  | "MISSING_TOOL"
+  /** a control socket answers for another volume of this name */
+  | "BUSY_NAME";
 
 export class CsnapError extends Error {
   readonly code: ErrorCode;

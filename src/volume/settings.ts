@@ -9,7 +9,7 @@ import { codeOf, oneLine, systemText, usageError } from "./errors.js";
 
 export const defaultConfigPath = "/etc/csnap/csnap.toml";
 
-export type TlsMode = "off" | "allow" | "require";
+export type TlsMode = "allow" | "require";
 
 /** What `csnap serve` takes, from options, definition and csnap.toml alike. */
 export interface ServeSettings {
@@ -79,7 +79,7 @@ export function readServe(reader: TableReader): ServeSettings {
     tlsKey: reader.text("tls-key"),
     tlsCa: reader.text("tls-ca"),
     tlsPsk: reader.text("tls-psk"),
-    tls: reader.choice("tls", ["off", "allow", "require"]),
+    tls: reader.choice("tls", ["allow", "require"]),
     allow: reader.texts("allow"),
     plain: reader.flag("plain"),
   };

@@ -1,0 +1,109 @@
+// The way to a volume: through its server where one answers, else by opening the store. Commands
+// call withVolume() and never care which it is.
+//
+// AC1 A control socket counts only if it answers for the volume's uuid: two state directories may
+//     use one name.
+// AC2 A store that is locked while no control socket answers is refused, not raced.
+import { ControlClient } from "../control/client.js";
+import { loadDefinition, type VolumeDefinition } from "../volume/definition.js";
+import { DirectOperations } from "../volume/direct.js";
+import { CsnapError, codeOf } from "../volume/errors.js";
+import { loadNative } from "../volume/load_native.js";
+import { openVolume, waitForLock } from "../volume/open.js";
+import type { VolumeOperations } from "../volume/operations.js";
+import { controlSocketPath } from "../volume/paths.js";
+import type { Context } from "./context.js";
+import { note } from "./output.js";
+
+export interface OpenedVolume {
+  readonly definition: VolumeDefinition;
+  readonly operations: VolumeOperations;
+  /** through a server */
+  readonly online: boolean;
+}
+
+/** `look`: writes nothing, not even an epoch. `change`: offline, claims an epoch like a server. */
+export type Purpose = "look" | "change";
+
+export async function withVolume<T>(
+  context: Context,
+  name: string,
+  purpose: Purpose,
+  use: (volume: OpenedVolume) => Promise<T>,
+): Promise<T> {
+  const opened = await reach(context, loadDefinition(context.stateDir, name), purpose);
+  let result: T;
+  try {
+    result = await use(opened);
+  } catch (error) {
+    // The first error is the one to report.
+    await opened.operations.close().catch(() => {});
+    throw error;
+  }
+  await opened.operations.close();
+  return result;
+}
+
+async function reach(
+  context: Context,
+  definition: VolumeDefinition,
+  purpose: Purpose,
+): Promise<OpenedVolume> {
+  try {
+    return await waitForLock(async () => {
+      const operations = await connectServer(context, definition);
+      if (operations) return { definition, operations, online: true };
+      return { definition, operations: await openHere(definition, purpose), online: false };
+    });
+  } catch (error) {
+    if (codeOf(error) !== "BUSY") throw error;
+    throw lockedError(context, definition);
+  }
+}
+
+/** The client of the volume's server; undefined where none answers. */
+export async function connectServer(
+  context: Context,
+  definition: VolumeDefinition,
+): Promise<ControlClient | undefined> {
+  const socketPath = controlSocketPath(context.runDir, definition.name);
+  const client = await ControlClient.connect(socketPath, definition.name);
+  if (!client) return undefined;
+  const { uuid } = await client.status();
+  if (uuid !== definition.uuid) {
+    throw new CsnapError(
+      "BUSY_NAME",
+      `${definition.name}: the server at ${socketPath} serves another volume (uuid ${uuid}, not ${definition.uuid}): set CSNAP_RUN_DIR to the run directory of the right one`,
+    );
+  }
+  return client;
+}
+
+async function openHere(definition: VolumeDefinition, purpose: Purpose): Promise<DirectOperations> {
+  const native = await loadNative();
+  const volume = await openVolume(native, definition, {
+    durability: "flush",
+    lookOnly: purpose === "look",
+    acceptOrigin: false,
+    acceptLoss: false,
+  });
+  if (purpose === "look" && !volume.info().clean) warnUnclean(definition);
+  return new DirectOperations(native, volume, {
+    volume: definition.name,
+    originPath: definition.origin,
+    storePath: definition.store,
+  });
+}
+
+function warnUnclean({ name, origin }: VolumeDefinition): void {
+  note(
+    `${name} was not stopped in order: ${origin} alone may lack acknowledged writes until \`csnap serve ${name}\` has opened it`,
+  );
+}
+
+export function lockedError(context: Context, { name, store }: VolumeDefinition): CsnapError {
+  return new CsnapError(
+    "BUSY",
+    `${name}: the store ${store} or its origin is locked by another process, and no server answers at ${controlSocketPath(context.runDir, name)}: stop that process, or set CSNAP_RUN_DIR to its run directory`,
+  );
+}

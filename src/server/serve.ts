@@ -1,0 +1,301 @@
+// `csnap serve`: one volume's server from opening to its last byte.
+//
+// SV1 Sockets appear only after the volume is open, and so locked: a second server of the same volume
+//     can't take them away.
+// SV2 Every way out but a crash closes the volume in order; after a failure (W9) without trusting it.
+// SV3 On a stop no client gets an error: what is under way is finished, then connections close.
+import { mkdirSync } from "node:fs";
+import { EventHub } from "../control/events.js";
+import { MetricsServer } from "../control/metrics.js";
+import { ControlServer } from "../control/server.js";
+import type { NativeBinding, NativeVolume, NativeVolumeEvent } from "../native.js";
+import { restrict } from "../nbd/access.js";
+import { ListenError } from "../nbd/listen.js";
+import { NbdServer } from "../nbd/server.js";
+import type { VolumeDefinition } from "../volume/definition.js";
+import { DirectOperations } from "../volume/direct.js";
+import { CsnapError, codeOf, systemText } from "../volume/errors.js";
+import { checkOriginIsFree, openVolume, waitForLock } from "../volume/open.js";
+import { checkSocketPath, controlSocketPath } from "../volume/paths.js";
+import { version } from "../volume/version.js";
+import { Clients } from "./clients.js";
+import { VolumeExports } from "./exports.js";
+import { ServiceNotifier } from "./notify.js";
+import type { ServePlan } from "./options.js";
+import { StoreGuard } from "./store_guard.js";
+
+export interface ServeRequest {
+  readonly native: NativeBinding;
+  readonly definition: VolumeDefinition;
+  readonly runDir: string;
+  readonly plan: ServePlan;
+  readonly acceptOrigin: boolean;
+  readonly acceptLoss: boolean;
+  /** once per listener, when it accepts */
+  readonly ready: (uri: string) => void;
+  /** a line for the log, without the volume's name */
+  readonly log: (line: string) => void;
+}
+
+/** How long connections may take to finish what is under way after the first signal. */
+const drainLimitMs = 30_000;
+/** How long TLS may take to carry the last replies. */
+const tlsGraceMs = 5_000;
+/** A failed volume is closed as far as it lets itself be closed. */
+const failedCloseLimitMs = 5_000;
+
+/** Resolves when the server has stopped in order; rejects when it could not start or has failed. */
+export async function serveVolume(request: ServeRequest): Promise<void> {
+  const { definition, native, plan, runDir } = request;
+  checkOriginIsFree(definition);
+  const controlPath = checkSocketPath(controlSocketPath(runDir, definition.name));
+  makeRunDir(runDir);
+  let server: VolumeServer | undefined;
+  const early: NativeVolumeEvent[] = [];
+  const volume = await waitForLock(() =>
+    openVolume(native, definition, {
+      durability: plan.durability,
+      lookOnly: false,
+      acceptOrigin: request.acceptOrigin,
+      acceptLoss: request.acceptLoss,
+      onEvent: (event) => (server ? server.onEvent(event) : early.push(event)),
+    }),
+  );
+  try {
+    checkIdentity(definition, volume);
+    server = new VolumeServer(request, volume, controlPath);
+    for (const event of early) server.onEvent(event);
+    await server.start();
+  } catch (error) {
+    await server?.abandon();
+    await volume.close();
+    throw error;
+  }
+  await server.run();
+}
+
+/** A run directory of root's is open to look at (its sockets have modes); a user's own is private. */
+function makeRunDir(runDir: string): void {
+  try {
+    mkdirSync(runDir, { recursive: true, mode: process.getuid?.() === 0 ? 0o755 : 0o700 });
+  } catch (error) {
+    throw new CsnapError(
+      codeOf(error),
+      `the run directory ${runDir} can't be made: ${systemText(error)}: choose another with $CSNAP_RUN_DIR`,
+    );
+  }
+}
+
+function checkIdentity({ name, uuid, store }: VolumeDefinition, volume: NativeVolume): void {
+  const found = volume.info().volumeUuid;
+  if (found === uuid) return;
+  throw new CsnapError(
+    "WRONG_ORIGIN",
+    `${name}: the store ${store} belongs to another volume (uuid ${found}, defined is ${uuid}): correct its path, or \`csnap remove ${name}\` and import the store`,
+  );
+}
+
+class VolumeServer {
+  private readonly hub: EventHub;
+  private readonly exports: VolumeExports;
+  private readonly clients: Clients;
+  private readonly guard: StoreGuard;
+  private readonly notifier: ServiceNotifier;
+  private readonly nbd: NbdServer;
+  private readonly control: ControlServer;
+  private readonly operations: DirectOperations;
+  private readonly uris: string[] = [];
+  private readonly started = new Date().toISOString();
+  private metrics: MetricsServer | undefined;
+  private metricsUrl: string | undefined;
+  private failure: string | undefined;
+  private wakeOnFailure: (() => void) | undefined;
+
+  constructor(
+    private readonly request: ServeRequest,
+    private readonly volume: NativeVolume,
+    controlPath: string,
+  ) {
+    const { native, definition, plan, log } = request;
+    this.hub = new EventHub(definition.name);
+    this.exports = new VolumeExports(definition.name, volume);
+    this.clients = new Clients(volume);
+    this.guard = new StoreGuard(volume, log);
+    this.notifier = new ServiceNotifier(native, process.env, process.pid);
+    this.operations = new DirectOperations(native, volume, {
+      volume: definition.name,
+      originPath: definition.origin,
+      storePath: definition.store,
+      server: () => this.record(),
+      snapshotsChanged: () => this.exports.refresh(),
+    });
+    this.control = new ControlServer({
+      socketPath: controlPath,
+      operations: this.operations,
+      events: this.hub,
+    });
+    this.nbd = new NbdServer({
+      directory: restrict(this.exports, plan.access),
+      admit: (admission) => this.clients.admit(admission),
+      startTransmission: (start) => {
+        const client = this.clients.start(start);
+        this.hub.emit({
+          kind: "client-connected",
+          message: `#${client.id} ${client.peer} uses ${client.export}`,
+        });
+        this.showStatus();
+      },
+      ...(plan.tls && { tls: { ...plan.tls, native } }),
+      log,
+    });
+  }
+
+  async start(): Promise<void> {
+    const { plan, definition, ready, log } = this.request;
+    await this.exports.refresh();
+    try {
+      await this.control.listen();
+      for (const fd of plan.inherited) this.uris.push(await this.nbd.listenInherited(fd));
+      for (const address of plan.addresses) this.uris.push(await this.nbd.listen(address));
+      await this.startMetrics();
+    } catch (error) {
+      if (error instanceof ListenError)
+        throw new CsnapError("IO_ERROR", `${definition.name}: ${error.message}`);
+      throw error;
+    }
+    const { epoch, replayedRecords, lostEntries, clean } = this.volume.info();
+    if (!clean)
+      log(`recovered after a crash: ${replayedRecords} journal records, ${lostEntries} chunks lost`);
+    for (const uri of this.uris) ready(uri);
+    if (this.metricsUrl !== undefined) log(`metrics at ${this.metricsUrl}`);
+    this.hub.emit({ kind: "server-ready", message: `epoch ${epoch}` });
+    this.notifier.ready(this.statusText(), () => this.failure === undefined);
+  }
+
+  private async startMetrics(): Promise<void> {
+    const { metrics: wanted } = this.request.plan;
+    if (wanted === undefined) return;
+    this.metrics = new MetricsServer(() => this.operations.status());
+    try {
+      this.metricsUrl = await this.metrics.listen(wanted.host, wanted.port);
+    } catch (error) {
+      this.metrics = undefined;
+      throw new ListenError(
+        `--metrics ${wanted.host}:${wanted.port}: ${systemText(error)}; choose another address`,
+      );
+    }
+  }
+
+  /** Until a signal or a failure. */
+  async run(): Promise<void> {
+    const signal = await this.signalOrFailure();
+    if (signal === undefined) return this.stopFailed();
+    this.request.log(`${signal}: finishing what is under way; again to cut it`);
+    this.hub.emit({ kind: "server-stopping", message: signal });
+    this.notifier.stopping("draining connections");
+    await this.nbd.stopAccepting();
+    await this.drain();
+    await this.nbd.close(tlsGraceMs);
+    await this.endServices();
+    if (this.failure !== undefined) return this.stopFailed();
+    await this.volume.close();
+    this.notifier.end();
+  }
+
+  private signalOrFailure(): Promise<NodeJS.Signals | undefined> {
+    return new Promise((resolve) => {
+      const onSignal = (signal: NodeJS.Signals) => {
+        process.off("SIGTERM", onSignal).off("SIGINT", onSignal);
+        resolve(signal);
+      };
+      process.on("SIGTERM", onSignal).on("SIGINT", onSignal);
+      this.wakeOnFailure = () => resolve(undefined);
+      if (this.failure !== undefined) resolve(undefined);
+    });
+  }
+
+  /** SV3; a second signal, or the limit, cuts. */
+  private async drain(): Promise<void> {
+    const cut = () => this.clients.closeAll();
+    process.on("SIGTERM", cut).on("SIGINT", cut);
+    const timer = setTimeout(() => {
+      this.request.log(
+        `${this.clients.count} connections did not end in ${drainLimitMs / 1000} s: cutting them`,
+      );
+      cut();
+    }, drainLimitMs);
+    this.clients.drainAll();
+    await this.clients.allEnded();
+    clearTimeout(timer);
+    // From here on a signal changes nothing: the volume is being closed.
+  }
+
+  /** SV2: W9. Connections are cut, not answered, so that clients can wait for a repaired server. */
+  private async stopFailed(): Promise<void> {
+    const { definition } = this.request;
+    this.notifier.stopping(`failed: ${this.failure}`);
+    await this.abandon();
+    const limit = new Promise<void>((resolve) => setTimeout(resolve, failedCloseLimitMs).unref());
+    await Promise.race([this.volume.close().catch(() => {}), limit]);
+    throw new CsnapError(
+      "FAILED",
+      `${definition.name} stopped: ${this.failure}: \`csnap check ${definition.name}\` says what is left, see also --accept-loss of \`csnap serve\``,
+    );
+  }
+
+  /** Everything but the volume, at once. */
+  async abandon(): Promise<void> {
+    this.clients.closeAll();
+    await this.nbd.close();
+    await this.endServices();
+    this.notifier.end();
+  }
+
+  private async endServices(): Promise<void> {
+    await this.metrics?.close();
+    this.metrics = undefined;
+    await this.control.close();
+  }
+
+  /** Everything the core reports; called on the main thread. */
+  onEvent(event: NativeVolumeEvent): void {
+    const { kind, snapshot, name, message } = event;
+    if (kind === "connection-closed") {
+      const client = this.clients.ended(event.connection ?? -1);
+      if (client)
+        this.hub.emit({
+          kind: "client-closed",
+          message: `#${event.connection} ${client.peer} left ${client.export}${message && `: ${message}`}`,
+        });
+      this.showStatus();
+      return;
+    }
+    const record = this.hub.emit({ kind, snapshot: name, snapshotUuid: snapshot, message });
+    this.request.log(`${record.kind}${name && ` @${name}`}${message && `: ${message}`}`);
+    if (kind === "snapshot-deleted" || kind === "snapshot-dropped") this.exports.remove(snapshot);
+    if (kind === "low-water") void this.guard.lowWater();
+    if (kind === "failed") {
+      this.failure = message || "the volume failed";
+      this.wakeOnFailure?.();
+    }
+  }
+
+  private record() {
+    return {
+      pid: process.pid,
+      version,
+      started: this.started,
+      listeners: this.uris,
+      metrics: this.metricsUrl ?? null,
+      clients: this.clients.list(),
+    };
+  }
+
+  private showStatus(): void {
+    if (this.failure === undefined) this.notifier.status(this.statusText());
+  }
+
+  private statusText(): string {
+    return `serving ${this.request.definition.name}, connections: ${this.clients.count}`;
+  }
+}
