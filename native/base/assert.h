@@ -5,14 +5,15 @@
 
 namespace csnap {
 
-[[noreturn]] void assert_failed(const char* rule, const char* condition, const char* file, int line);
+[[noreturn]] void assert_failed(const char* rule, const char* condition, const char* file,
+                                int line);
 
 }  // namespace csnap
 
-#define CSNAP_ASSERT(cond)                                                  \
-  do {                                                                      \
-    if (!(cond)) [[unlikely]]                                               \
-      ::csnap::assert_failed("invariant", #cond, __FILE__, __LINE__);       \
+#define CSNAP_ASSERT(cond)                                            \
+  do {                                                                \
+    if (!(cond)) [[unlikely]]                                         \
+      ::csnap::assert_failed("invariant", #cond, __FILE__, __LINE__); \
   } while (0)
 
 #define CSNAP_RULE(rule, cond)                                  \

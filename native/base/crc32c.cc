@@ -39,8 +39,8 @@ struct ZerosTable {
         by_byte[byte][value] = advance_zeros(value << (8 * byte), kStreamBytes);
   }
   uint32_t operator()(uint32_t crc) const {
-    return by_byte[0][crc & 0xff] ^ by_byte[1][(crc >> 8) & 0xff] ^
-           by_byte[2][(crc >> 16) & 0xff] ^ by_byte[3][crc >> 24];
+    return by_byte[0][crc & 0xff] ^ by_byte[1][(crc >> 8) & 0xff] ^ by_byte[2][(crc >> 16) & 0xff] ^
+           by_byte[3][crc >> 24];
   }
 };
 

@@ -78,18 +78,19 @@ class [[nodiscard]] Result {
   std::optional<T> value_;
 };
 
-#define CSNAP_TRY(expression)                                           \
-  do {                                                                  \
+#define CSNAP_TRY(expression)                                                     \
+  do {                                                                            \
     if (::csnap::Status status__ = (expression); !status__.ok()) return status__; \
   } while (0)
 
 #define CSNAP_CONCAT_(a, b) a##b
 #define CSNAP_CONCAT(a, b) CSNAP_CONCAT_(a, b)
-// CSNAP_TRY_ASSIGN(auto x, f()): x becomes the value of a Result, or the function returns its status.
-#define CSNAP_TRY_ASSIGN(target, expression)                                \
-  auto CSNAP_CONCAT(result__, __LINE__) = (expression);                     \
-  if (!CSNAP_CONCAT(result__, __LINE__).ok())                               \
-    return CSNAP_CONCAT(result__, __LINE__).take_status();                  \
+// CSNAP_TRY_ASSIGN(auto x, f()): x becomes the value of a Result, or the function returns its
+// status.
+#define CSNAP_TRY_ASSIGN(target, expression)               \
+  auto CSNAP_CONCAT(result__, __LINE__) = (expression);    \
+  if (!CSNAP_CONCAT(result__, __LINE__).ok())              \
+    return CSNAP_CONCAT(result__, __LINE__).take_status(); \
   target = CSNAP_CONCAT(result__, __LINE__).take()
 
 }  // namespace csnap

@@ -75,7 +75,8 @@ void CondVar::wait(MutexLock& lock) {
 
 bool CondVar::wait_for(MutexLock& lock, uint64_t timeout_ms) {
   if (!current_scheduler)
-    return real_.wait_for(lock, std::chrono::milliseconds(timeout_ms)) == std::cv_status::no_timeout;
+    return real_.wait_for(lock, std::chrono::milliseconds(timeout_ms)) ==
+           std::cv_status::no_timeout;
   lock.unlock();
   const bool woken = current_scheduler->block(this, current_scheduler->now_ms() + timeout_ms);
   lock.lock();

@@ -4,8 +4,8 @@
 // scheduler's seed decides, so that a whole volume runs single-stepped and repeatable.
 //
 // Invariants
-//  I1  Core code waits only through these types, so a simulated run can never block the real thread.
-//  I2  An object is used either always under a simulation or never.
+//  I1  Core code waits only through these types, so a simulated run can never block the real
+//  thread. I2  An object is used either always under a simulation or never.
 #pragma once
 
 #include <condition_variable>
@@ -24,7 +24,8 @@ class Scheduler {
   virtual ~Scheduler() = default;
   // Lets the seed run any other actor first.
   virtual void yield() = 0;
-  // Sleeps until woken by `key`; false if simulated time passed `deadline_ms` (0: no deadline) first.
+  // Sleeps until woken by `key`; false if simulated time passed `deadline_ms` (0: no deadline)
+  // first.
   virtual bool block(const void* key, uint64_t deadline_ms) = 0;
   virtual void wake_one(const void* key) = 0;
   virtual void wake_all(const void* key) = 0;

@@ -5,12 +5,12 @@
 
 namespace csnap {
 
-using ChunkIndex = uint64_t;     // a chunk of a volume: byte offset / chunk size
-using BlockNumber = uint64_t;    // a 4 KiB block of the store: byte offset / kBlockBytes
-using Generation = uint64_t;     // a volume's snapshot counter, starts at 1
-using Epoch = uint64_t;          // fencing number of one server term, starts at 1
-using Sequence = uint64_t;       // of a journal record, or of a superblock
-using VolumeId = uint32_t;       // within one store: 0 is the origin, clones count from 1
+using ChunkIndex = uint64_t;   // a chunk of a volume: byte offset / chunk size
+using BlockNumber = uint64_t;  // a 4 KiB block of the store: byte offset / kBlockBytes
+using Generation = uint64_t;   // a volume's snapshot counter, starts at 1
+using Epoch = uint64_t;        // fencing number of one server term, starts at 1
+using Sequence = uint64_t;     // of a journal record, or of a superblock
+using VolumeId = uint32_t;     // within one store: 0 is the origin, clones count from 1
 
 constexpr uint64_t kSectorBytes = 512;
 constexpr uint64_t kBlockBytes = 4096;

@@ -2,9 +2,10 @@
 // block device, a simulated disk and a faulty one are interchangeable. Callers: store/, volume/.
 //
 // Contract of every device
-//  D1  Nothing is promised durable before a sync() that began after the write returned has succeeded.
-//  D2  A write that fails may have changed any part of its range; a sector (512 bytes) is never torn.
-//  D3  After a failed sync() every later sync() fails too (the kernel may have dropped dirty pages
+//  D1  Nothing is promised durable before a sync() that began after the write returned has
+//  succeeded. D2  A write that fails may have changed any part of its range; a sector (512 bytes)
+//  is never torn. D3  After a failed sync() every later sync() fails too (the kernel may have
+//  dropped dirty pages
 //      and would report success next time).
 //  D4  All calls may be made from several threads at once.
 #pragma once
@@ -18,7 +19,7 @@
 namespace csnap {
 
 enum class ZeroMode {
-  ALLOW_HOLE,  // may deallocate
+  ALLOW_HOLE,      // may deallocate
   KEEP_ALLOCATED,  // the range must not become a hole
 };
 

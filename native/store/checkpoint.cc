@@ -14,8 +14,8 @@ bool Store::wants_checkpoint() {
                        fresh_.size() * 2 >= dirty_limit());
 }
 
-// Everything of the next superblock but the roots. The tail moves to the head: all records so far are
-// in the state being written (R1, R2).
+// Everything of the next superblock but the roots. The tail moves to the head: all records so far
+// are in the state being written (R1, R2).
 void Store::fill_superblock(Superblock& next) {
   next = superblock_;
   next.journal_tail = journal_->head();
@@ -63,7 +63,8 @@ Status Store::checkpoint(bool clean, const std::function<void(Superblock&)>& edi
   MutexLock lock(transaction_);
   if (failed()) return failure();
   const bool idle = journal_->used_bytes() == 0 && fresh_.empty() && !index_->stats().dirty_nodes &&
-                    !snapshots_->pages().dirty() && !counters_->pages().dirty() && released_.empty();
+                    !snapshots_->pages().dirty() && !counters_->pages().dirty() &&
+                    released_.empty();
   if (idle && !clean && !edit) return Status();
   Status status = write_state(clean, edit, lock);
   if (status.ok()) checkpoint_count_.fetch_add(1, std::memory_order_relaxed);

@@ -15,9 +15,7 @@ struct Key {
   Generation generation = 0;
 
   auto operator<=>(const Key&) const = default;
-  bool same_chunk(const Key& other) const {
-    return volume == other.volume && chunk == other.chunk;
-  }
+  bool same_chunk(const Key& other) const { return volume == other.volume && chunk == other.chunk; }
 };
 
 // Largest possible key.
@@ -64,7 +62,5 @@ struct Entry {
   }
   bool operator==(const Entry&) const = default;
 };
-
-
 
 }  // namespace csnap

@@ -143,8 +143,8 @@ Result<bool> Journal::knows_newer_superblock(uint64_t superblock_sequence,
     if (header.magic != format::kRecordMagic || header.superblock_sequence <= superblock_sequence)
       continue;
     if (!intact(ring.data() + offset, bytes_ - offset)) continue;
-    // A term that the chain does not know is newer than the chain, or from before a re-init (then its
-    // salt differs and its epoch is not larger).
+    // A term that the chain does not know is newer than the chain, or from before a re-init (then
+    // its salt differs and its epoch is not larger).
     for (const EpochTermInfo& term : chain)
       if (header.epoch == term.epoch && header.salt == term.salt) return true;
     if (!chain.empty() && header.epoch > chain.back().epoch) return true;

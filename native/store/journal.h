@@ -43,9 +43,9 @@ struct RecordView {
 };
 
 struct JournalEnd {
-  uint64_t position;        // where the next append goes
+  uint64_t position;  // where the next append goes
   Sequence next_sequence;
-  Sequence confirmed;       // greatest confirmed_sequence of any valid record
+  Sequence confirmed;  // greatest confirmed_sequence of any valid record
   uint64_t records;
 };
 
@@ -103,9 +103,7 @@ class Journal {
 
  private:
   struct Slice;  // a window of the ring in RAM while scanning
-  uint64_t place(uint64_t position) const {
-    return format::kJournalOffset + position % bytes_;
-  }
+  uint64_t place(uint64_t position) const { return format::kJournalOffset + position % bytes_; }
   // Bytes skipped at the end of the ring before an append of this size.
   uint64_t skip_before(uint64_t append_bytes) const;
 

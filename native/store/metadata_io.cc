@@ -15,8 +15,7 @@ uint32_t block_crc(const BlockImage& image) {
 }
 
 Status corrupt(BlockNumber block, const char* what) {
-  return Status(Code::CORRUPT,
-                "metadata block " + std::to_string(block) + " is corrupt: " + what);
+  return Status(Code::CORRUPT, "metadata block " + std::to_string(block) + " is corrupt: " + what);
 }
 
 }  // namespace

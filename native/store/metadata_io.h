@@ -1,9 +1,11 @@
 // One door to metadata blocks: who wants a new block, or the bytes of an old one, comes here. The
-// store implements it over the device and the space map; tests over a map. Callers: Index, PageArray.
+// store implements it over the device and the space map; tests over a map. Callers: Index,
+// PageArray.
 //
 // Invariants
 //  M1  A block handed out by allocate() is referenced by no superblock on the device.
-//  M2  A released block is not handed out again before the superblock that no longer refers to it is
+//  M2  A released block is not handed out again before the superblock that no longer refers to it
+//  is
 //      durable (W4).
 //  M3  read() returns only blocks whose header and checksum prove that they are what was asked for.
 #pragma once

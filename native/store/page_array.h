@@ -4,7 +4,8 @@
 //
 // Invariants
 //  P1  A page that is all zero and was never written has no block.
-//  P2  seal() is called only when every dirty page has its new block (assign() says so), as the space
+//  P2  seal() is called only when every dirty page has its new block (assign() says so), as the
+//  space
 //      map's own pages change while blocks are handed out.
 #pragma once
 
@@ -49,7 +50,7 @@ class PageArray {
  private:
   struct PageState {
     std::unique_ptr<Page> data;
-    BlockRef ref;       // as last sealed
+    BlockRef ref;  // as last sealed
     bool dirty = false;
     bool assigned = false;  // ref.block is the new place already
   };

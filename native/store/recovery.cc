@@ -22,10 +22,11 @@ Status Recovery::run() {
   store_.recovery_.was_clean = sb.state & format::kStateClean;
   if ((sb.state & format::kStateSyncFailed) && !store_.options_.accept_loss &&
       !store_.options_.look_only)
-    return Status(Code::NEEDS_ACCEPT_LOSS,
-                  store_.device_.name() +
-                      ": a sync failed when this volume was last served, acknowledged writes may be "
-                      "lost; serve it with --accept-loss to go on with what is there");
+    return Status(
+        Code::NEEDS_ACCEPT_LOSS,
+        store_.device_.name() +
+            ": a sync failed when this volume was last served, acknowledged writes may be "
+            "lost; serve it with --accept-loss to go on with what is there");
   MutexLock lock(store_.transaction_);
   CSNAP_TRY(load_state());
   CSNAP_TRY(read_journal());
@@ -37,8 +38,8 @@ Status Recovery::run() {
   if (store_.options_.look_only) return Status();
   if (!checkpoint_due_) CSNAP_TRY(write_findings());
   if (checkpoint_due_) {
-    // The new state itself says what was found. Nothing was appended before it, so a crash here leaves
-    // this term without records, and the next stamp drops it from the chain.
+    // The new state itself says what was found. Nothing was appended before it, so a crash here
+    // leaves this term without records, and the next stamp drops it from the chain.
     lock.unlock();
     CSNAP_TRY(store_.checkpoint(false, [](Superblock&) {}));
     lock.lock();
@@ -72,20 +73,22 @@ Status Recovery::read_journal() {
     Result<bool> newer = store_.journal_->knows_newer_superblock(sb.sequence, store_.chain_);
     if (!newer.ok()) return newer.take_status();
     if (newer.value())
-      return Status(Code::CORRUPT, store_.device_.name() +
-                                       ": the newer superblock is damaged and the older one is out of "
-                                       "date (W5); restore the store from a backup");
+      return Status(Code::CORRUPT,
+                    store_.device_.name() +
+                        ": the newer superblock is damaged and the older one is out of "
+                        "date (W5); restore the store from a backup");
   }
-  Result<JournalEnd> end = store_.journal_->scan(
-      sb.journal_tail, sb.tail_sequence, sb.confirmed_sequence, store_.chain_,
-      [this](const RecordView& record) { return take_record(record); });
+  Result<JournalEnd> end =
+      store_.journal_->scan(sb.journal_tail, sb.tail_sequence, sb.confirmed_sequence, store_.chain_,
+                            [this](const RecordView& record) { return take_record(record); });
   if (!end.ok()) return end.take_status();
   end_ = end.take();
   verified_upto_ = std::max(verified_upto_, end_.confirmed);
   store_.recovery_.records = end_.records;
   if ((sb.state & format::kStateClean) && end_.records > 0)
-    return Status(Code::CORRUPT, store_.device_.name() +
-                                     ": the store says it was closed in order, but its journal goes on");
+    return Status(
+        Code::CORRUPT,
+        store_.device_.name() + ": the store says it was closed in order, but its journal goes on");
   return Status();
 }
 
@@ -107,7 +110,8 @@ Status Recovery::take_entries(const RecordView& record, std::vector<Entry>& out)
 Status Recovery::take_snapshot(const RecordView& record) {
   format::SnapshotSlot slot;
   if (record.payload_bytes != sizeof slot)
-    return Status(Code::CORRUPT, store_.device_.name() + ": a snapshot record has the wrong length");
+    return Status(Code::CORRUPT,
+                  store_.device_.name() + ": a snapshot record has the wrong length");
   std::memcpy(&slot, record.payload, sizeof slot);
   std::optional<Snapshot> snapshot = Snapshot::from_disk(slot);
   if (!snapshot || !snapshot->live() || snapshot->generation == 0)
@@ -119,7 +123,8 @@ Status Recovery::take_snapshot(const RecordView& record) {
   if ((same_name && same_name->uuid != snapshot->uuid) ||
       (same_time && same_time->uuid != snapshot->uuid) ||
       (record.kind == RecordKind::SNAPSHOT_UPDATE && !(known && known->live())))
-    return Status(Code::CORRUPT, store_.device_.name() + ": a snapshot record contradicts the table");
+    return Status(Code::CORRUPT,
+                  store_.device_.name() + ": a snapshot record contradicts the table");
   store_.apply_snapshot(*snapshot);
   return Status();
 }
@@ -218,12 +223,13 @@ Status Recovery::stamp() {
   std::vector<EpochTermInfo> chain;
   // Terms without any record need no place in the chain.
   for (size_t i = 0; i < store.chain_.size(); i++) {
-    const Sequence next = i + 1 < store.chain_.size() ? store.chain_[i + 1].first_sequence
-                                                      : end_.next_sequence;
+    const Sequence next =
+        i + 1 < store.chain_.size() ? store.chain_[i + 1].first_sequence : end_.next_sequence;
     if (next > store.chain_[i].first_sequence) chain.push_back(store.chain_[i]);
   }
   if (chain.size() >= format::kEpochChainMax)
-    return Status(Code::CORRUPT, store.device_.name() + ": the superblock's epoch chain is overfull");
+    return Status(Code::CORRUPT,
+                  store.device_.name() + ": the superblock's epoch chain is overfull");
   checkpoint_due_ = chain.size() + 2 >= format::kEpochChainMax;
   EpochTermInfo term;
   term.epoch = store.epoch() + 1;
@@ -293,7 +299,8 @@ Status Recovery::apply_net_changes() {
     steps.push_back({key, old.take()});
   }
   auto contradiction = [&](uint64_t block) {
-    return Status(Code::CORRUPT, store.device_.name() + ": journal and space map disagree about block " +
+    return Status(Code::CORRUPT, store.device_.name() +
+                                     ": journal and space map disagree about block " +
                                      std::to_string(block));
   };
   std::vector<BlockNumber> freed;
@@ -316,7 +323,8 @@ Status Recovery::apply_net_changes() {
   auto generation_before = [&](const Key& key, Generation& out) -> Status {
     Result<std::optional<Entry>> former = store.index_->before(key);
     if (!former.ok()) return former.take_status();
-    out = former.value() && former.value()->key.same_chunk(key) ? former.value()->key.generation : 0;
+    out =
+        former.value() && former.value()->key.same_chunk(key) ? former.value()->key.generation : 0;
     return Status();
   };
   auto holders = [&](const Key& key, Generation previous) -> Holders {
@@ -367,12 +375,13 @@ Status Recovery::verify_unconfirmed() {
     if (change.sequence <= verified_upto_ || !change.entry || !change.entry->location.is_data())
       continue;
     const Entry& entry = *change.entry;
-    Result<uint32_t> stored = crc_of(store.device_, entry.location.block() * kBlockBytes,
-                                     store.chunk_bytes());
+    Result<uint32_t> stored =
+        crc_of(store.device_, entry.location.block() * kBlockBytes, store.chunk_bytes());
     if (!stored.ok()) return stored.take_status();
     if (stored.value() == entry.crc) continue;
-    // The group's sync never returned, so nothing was overwritten on its strength (W2): the origin must
-    // still hold the content. If it does not, the content is lost, and that is said, not guessed.
+    // The group's sync never returned, so nothing was overwritten on its strength (W2): the origin
+    // must still hold the content. If it does not, the content is lost, and that is said, not
+    // guessed.
     const uint64_t offset = key.chunk * store.chunk_bytes();
     const uint64_t origin_bytes = store.superblock_.origin_bytes;
     bool in_origin = false;
@@ -394,8 +403,8 @@ Status Recovery::verify_unconfirmed() {
     const bool held = first != 0 && last != 0 && first <= last;
     store.counters_->add(held ? Holders{key.volume, first, last} : Holders{key.volume, 0, 0}, -1);
     Entry finding = entry;
-    finding.location = Location::of(in_origin ? format::LocationKind::ERASED
-                                              : format::LocationKind::LOST);
+    finding.location =
+        Location::of(in_origin ? format::LocationKind::ERASED : format::LocationKind::LOST);
     bool erased = false;
     if (in_origin)
       CSNAP_TRY(store.index_->erase(key, erased));
@@ -425,8 +434,8 @@ Status Recovery::delete_incomplete() {
   return Status();
 }
 
-// The verdict comes whole: as long as a RECOVERED record says that more follow, opening again verifies
-// the rest once more.
+// The verdict comes whole: as long as a RECOVERED record says that more follow, opening again
+// verifies the rest once more.
 Status Recovery::write_findings() {
   Store& store = store_;
   constexpr size_t kPerRecord = 256;

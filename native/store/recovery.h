@@ -46,11 +46,11 @@ class Recovery {
   const SuperblockFound& found_;
   JournalEnd end_{};
   std::map<Key, Change> changes_;
-  Sequence verified_upto_ = 0;       // every group up to here was confirmed or verified
-  std::vector<Entry> findings_;      // for the RECOVERED record
+  Sequence verified_upto_ = 0;           // every group up to here was confirmed or verified
+  std::vector<Entry> findings_;          // for the RECOVERED record
   std::vector<BlockNumber> quarantine_;  // chunks of findings_: held until the verdict is durable
   std::vector<format::DeleteRecord> deletes_;
-  bool checkpoint_due_ = false;      // the epoch chain is nearly full
+  bool checkpoint_due_ = false;  // the epoch chain is nearly full
 };
 
 }  // namespace csnap

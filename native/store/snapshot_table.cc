@@ -91,7 +91,8 @@ Status SnapshotTable::load(const format::TreeRoot& root, uint64_t slots) {
     SnapshotSlot slot;
     std::memcpy(&slot, page->data() + i % format::kSnapshotsPerPage * sizeof slot, sizeof slot);
     std::optional<Snapshot> snapshot = Snapshot::from_disk(slot);
-    if (!snapshot) return Status(Code::CORRUPT, "snapshot table: slot " + std::to_string(i) + " makes no sense");
+    if (!snapshot)
+      return Status(Code::CORRUPT, "snapshot table: slot " + std::to_string(i) + " makes no sense");
     snapshots_[i] = std::move(*snapshot);
     if (snapshots_[i].state == SnapshotState::FREE) {
       free_slots_.push_back(i);

@@ -106,12 +106,14 @@ void SpaceCounters::snapshot_deleted(VolumeId volume, Generation generation, Gen
       left.first = after;
     else
       left.last = before;
+    // Only buckets that took in others' entries (C2) can have holders that are gone already.
+    if (left.first == 0 || left.last == 0) left = {volume, 0, 0};
     change(left, static_cast<int64_t>(count));
   }
 }
 
-std::vector<SpaceCounters::Usage> SpaceCounters::usage(
-    VolumeId volume, const std::vector<Generation>& live) const {
+std::vector<SpaceCounters::Usage> SpaceCounters::usage(VolumeId volume,
+                                                       const std::vector<Generation>& live) const {
   std::vector<int64_t> change(live.size() + 1, 0);
   std::vector<Usage> out(live.size());
   auto position = [&](Generation generation) {

@@ -4,8 +4,10 @@
 // Callers: Store, under its transaction lock.
 //
 // Invariants
-//  C1  Every entry whose location is DATA is counted in exactly one bucket: that of its first and last
-//      live holder, or in bucket (0, 0) when no live snapshot holds it and reclaim has not freed it.
+//  C1  Every entry whose location is DATA is counted in exactly one bucket: that of its first and
+//  last
+//      live holder, or in bucket (0, 0) when no live snapshot holds it and reclaim has not freed
+//      it.
 //  C2  At most kBucketsMax buckets exist. Beyond, entries are counted in a neighbouring bucket, and
 //      estimated() is true from then on.
 #pragma once

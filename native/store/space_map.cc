@@ -138,6 +138,12 @@ void SpaceMap::mark_used(BlockNumber first, uint64_t count) {
   for (uint64_t i = 0; i < count; i++) set_used(first + i, true);
 }
 
+void SpaceMap::free_now(BlockNumber block) {
+  MutexLock lock(mutex_);
+  set_used(block, false);
+  block_hint_ = std::max(block_hint_, block);
+}
+
 void SpaceMap::free_held(BlockNumber first, uint64_t count) {
   MutexLock lock(mutex_);
   for (uint64_t i = 0; i < count; i++) {

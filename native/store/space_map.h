@@ -1,8 +1,8 @@
 // The space map: which blocks of the store are in use. A plain bitmap in a page array, plus, in RAM
 // only, the *held* blocks: free on the map but not to be reused yet (W4). Callers: Store.
 //
-// Metadata blocks are taken first-fit from the top, chunks next-fit from the bottom in aligned runs,
-// so that single blocks do not break up the runs that chunks need.
+// Metadata blocks are taken first-fit from the top, chunks next-fit from the bottom in aligned
+// runs, so that single blocks do not break up the runs that chunks need.
 //
 // Invariants
 //  S1  A block is handed out only if it is neither used nor held.
@@ -27,15 +27,17 @@ class SpaceMap {
 
   // One metadata block; nullopt: the store is full to the last block.
   std::optional<BlockNumber> allocate_block();
-  // An aligned run of chunk_blocks, held until use_held() or unhold(), so that a checkpoint in between
-  // does not record it; nullopt: there is none, or fewer than `reserve_blocks` would be left behind it.
-  // The only call that may be made outside the store's transaction lock.
+  // An aligned run of chunk_blocks, held until use_held() or unhold(), so that a checkpoint in
+  // between does not record it; nullopt: there is none, or fewer than `reserve_blocks` would be
+  // left behind it. The only call that may be made outside the store's transaction lock.
   std::optional<BlockNumber> allocate_chunk(uint64_t reserve_blocks);
 
   // Held -> used: the record that refers to the run is durable.
   void use_held(BlockNumber first, uint64_t count);
   // For replay: free -> used.
   void mark_used(BlockNumber first, uint64_t count);
+  // Used -> free at once: nothing durable ever referred to the block.
+  void free_now(BlockNumber block);
   // Used -> held. unhold() makes it allocatable.
   void free_held(BlockNumber first, uint64_t count);
   void unhold(BlockNumber first, uint64_t count);

@@ -15,7 +15,9 @@ uint64_t tag_of(const Superblock& superblock) {
   return tag;
 }
 
-uint64_t block_count_of(const Superblock& superblock) { return superblock.store_bytes / kBlockBytes; }
+uint64_t block_count_of(const Superblock& superblock) {
+  return superblock.store_bytes / kBlockBytes;
+}
 
 }  // namespace
 
@@ -113,9 +115,10 @@ Result<Store::Transaction> Store::begin(Priority priority, uint64_t record_bytes
     }
     // A second checkpoint in a row can still help: the first frees what the one before had held.
     if (attempt == 3)
-      return Status(Code::NO_SPACE, device_.name() +
-                                        ": the snapshot store is full; delete snapshots or give it a "
-                                        "larger store");
+      return Status(Code::NO_SPACE,
+                    device_.name() +
+                        ": the snapshot store is full; delete snapshots or give it a "
+                        "larger store");
     CSNAP_TRY(checkpoint());
   }
 }
@@ -290,8 +293,8 @@ void Store::fail(const Status& why, bool sync_failed) {
     failed_.store(true, std::memory_order_release);
   }
   if (!sync_failed || options_.look_only) return;
-  // W9: leave a mark where the device still takes it. The state stays that of the superblock in use,
-  // so that nothing half done becomes valid.
+  // W9: leave a mark where the device still takes it. The state stays that of the superblock in
+  // use, so that nothing half done becomes valid.
   MutexLock lock(superblock_mutex_);
   Superblock marked = written_;
   marked.state = marked.state | format::kStateSyncFailed;

@@ -1,11 +1,11 @@
-// The snapshot store, open: superblock, journal, index, space map, snapshot table and counters as one
-// transactional whole. Callers: volume/ only.
+// The snapshot store, open: superblock, journal, index, space map, snapshot table and counters as
+// one transactional whole. Callers: volume/ only.
 //
 // Every change is a transaction: begin() makes sure that journal and space can take it, the caller
 // fills the batch with records, commit() appends them and makes them durable with one sync (along
-// with everything else written to the store before, such as chunk data), and then the caller applies
-// the same records to RAM, still under the transaction lock. A checkpoint writes RAM's state to new
-// places and flips the superblock.
+// with everything else written to the store before, such as chunk data), and then the caller
+// applies the same records to RAM, still under the transaction lock. A checkpoint writes RAM's
+// state to new places and flips the superblock.
 //
 // Invariants
 //  R1  RAM is changed only by records that are durable (or by their replay); so RAM is always the
@@ -73,8 +73,8 @@ class Store final : public MetadataIo {
     MutexLock lock;
     RecordBatch batch;
   };
-  // Takes the transaction lock when `record_bytes` of records and `index_changes` changes fit; runs a
-  // checkpoint to make room. Errors: NO_SPACE, FAILED.
+  // Takes the transaction lock when `record_bytes` of records and `index_changes` changes fit; runs
+  // a checkpoint to make room. Errors: NO_SPACE, FAILED.
   Result<Transaction> begin(Priority priority, uint64_t record_bytes, uint64_t index_changes);
   // Appends and syncs. On failure the volume has failed (W9) and nothing may be applied.
   Status commit(Transaction& transaction);
@@ -83,7 +83,8 @@ class Store final : public MetadataIo {
 
   // -- applying durable records; under the transaction lock
   Status apply_exceptions(const std::vector<Entry>& entries);
-  // The entries' chunks are held; give them to unhold_chunks() when no reader can know them any more.
+  // The entries' chunks are held; give them to unhold_chunks() when no reader can know them any
+  // more.
   Status apply_free(const std::vector<Entry>& entries);
   void apply_snapshot(const Snapshot& snapshot);
   void apply_delete(const UuidBytes& uuid, bool dropped, uint64_t delete_serial);
@@ -168,12 +169,12 @@ class Store final : public MetadataIo {
   std::unique_ptr<Journal> journal_;
 
   // Guarded by transaction_.
-  std::unordered_set<BlockNumber> fresh_;    // allocated since the last freeze
-  std::vector<BlockNumber> released_;        // held until the next flip
+  std::unordered_set<BlockNumber> fresh_;  // allocated since the last freeze
+  std::vector<BlockNumber> released_;      // held until the next flip
   Sequence confirmed_ = 0;
   bool checkpoint_record_due_ = false;
   uint32_t pins_ = 0;
-  std::vector<BlockNumber> pinned_blocks_;   // to be unheld when the last pin is gone
+  std::vector<BlockNumber> pinned_blocks_;  // to be unheld when the last pin is gone
   std::vector<BlockNumber> pinned_chunks_;
 
   std::atomic<bool> failed_{false};

@@ -39,13 +39,13 @@ Status judge(Device& store, const Superblock& sb) {
       !all_zero(sb.reserved2, sizeof sb.reserved2) || !all_zero(sb.reserved3, sizeof sb.reserved3))
     return bad(store, Code::CORRUPT, "a superblock's reserved bytes are in use");
   const uint64_t chunk = sb.chunk_bytes;
-  const bool sane =
-      is_power_of_two(chunk) && chunk >= format::kChunkBytesMin && chunk <= format::kChunkBytesMax &&
-      sb.journal_bytes >= format::kJournalBytesMin && sb.journal_bytes % kBlockBytes == 0 &&
-      sb.store_bytes % kBlockBytes == 0 &&
-      sb.store_bytes > format::kJournalOffset + sb.journal_bytes && sb.epoch_count >= 1 &&
-      sb.epoch_count <= format::kEpochChainMax && sb.generation >= 1 && sb.sequence >= 1 &&
-      sb.origin_bytes > 0;
+  const bool sane = is_power_of_two(chunk) && chunk >= format::kChunkBytesMin &&
+                    chunk <= format::kChunkBytesMax &&
+                    sb.journal_bytes >= format::kJournalBytesMin &&
+                    sb.journal_bytes % kBlockBytes == 0 && sb.store_bytes % kBlockBytes == 0 &&
+                    sb.store_bytes > format::kJournalOffset + sb.journal_bytes &&
+                    sb.epoch_count >= 1 && sb.epoch_count <= format::kEpochChainMax &&
+                    sb.generation >= 1 && sb.sequence >= 1 && sb.origin_bytes > 0;
   if (!sane) return bad(store, Code::CORRUPT, "a superblock's geometry makes no sense");
   for (uint32_t i = 1; i < sb.epoch_count; i++)
     if (sb.epochs[i].epoch <= sb.epochs[i - 1].epoch ||
@@ -62,8 +62,8 @@ void assert_grows(const Superblock& former, const Superblock& next) {
   CSNAP_RULE(W5, next.delete_serial >= former.delete_serial);
   CSNAP_RULE(W5, next.next_volume_id >= former.next_volume_id);
   CSNAP_RULE(W5, next.tail_sequence >= former.tail_sequence);
-  CSNAP_RULE(W5, next.epochs[next.epoch_count - 1].epoch >=
-                     former.epochs[former.epoch_count - 1].epoch);
+  CSNAP_RULE(
+      W5, next.epochs[next.epoch_count - 1].epoch >= former.epochs[former.epoch_count - 1].epoch);
   CSNAP_RULE(W5, next.confirmed_sequence >= former.confirmed_sequence);
 }
 
@@ -95,8 +95,9 @@ Result<SuperblockFound> load_superblock(Device& store) {
   if (best < 0) return judged[judged[0].code() == Code::NOT_A_STORE ? 1 : 0];
   if (slots[best].store_bytes > store.size_bytes())
     return bad(store, Code::TRUNCATED,
-               "is shorter (" + std::to_string(store.size_bytes()) + " bytes) than its superblock says (" +
-                   std::to_string(slots[best].store_bytes) + "); it was truncated: restore it whole");
+               "is shorter (" + std::to_string(store.size_bytes()) +
+                   " bytes) than its superblock says (" + std::to_string(slots[best].store_bytes) +
+                   "); it was truncated: restore it whole");
   SuperblockFound found;
   found.superblock = std::make_unique<Superblock>(slots[best]);
   found.may_be_older = !judged[1 - best].ok();

@@ -23,10 +23,12 @@ struct SuperblockFound {
   bool may_be_older = false;
 };
 
-// The valid slot with the greater sequence. NOT_A_STORE, NEWER_FORMAT, CORRUPT, TRUNCATED, IO_ERROR.
+// The valid slot with the greater sequence. NOT_A_STORE, NEWER_FORMAT, CORRUPT, TRUNCATED,
+// IO_ERROR.
 Result<SuperblockFound> load_superblock(Device& store);
 
-// Gives `superblock` the next sequence, seals, writes and syncs it (B1). `former` is the one in use.
+// Gives `superblock` the next sequence, seals, writes and syncs it (B1). `former` is the one in
+// use.
 Status write_superblock(Device& store, const format::Superblock& former,
                         format::Superblock& superblock);
 

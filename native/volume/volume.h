@@ -69,9 +69,9 @@ struct IoRequest {
   // The volume's own bookkeeping while the request is under way.
   struct {
     IoRequest* next = nullptr;
-    uint32_t waits_for = 0;   // parked: chunks still to be copied
-    uint64_t progress = 0;    // bytes done, of requests that are worked off in pieces
-    uint64_t piece = 0;       // bytes of the piece under way
+    uint32_t waits_for = 0;  // parked: chunks still to be copied
+    uint64_t progress = 0;   // bytes done, of requests that are worked off in pieces
+    uint64_t piece = 0;      // bytes of the piece under way
     uint8_t stage = 0;
   } internal;
 };
@@ -113,15 +113,16 @@ struct VolumeInfo {
   std::string origin_path, origin_identity;
   uint64_t created_ns = 0;
   Generation generation = 0;
-  bool clean = false;          // how the store was found: closed in order
+  bool clean = false;  // how the store was found: closed in order
   bool sync_failed = false;
   bool suspect = false;
-  bool failed = false;         // W9 stop; `failure` says why
+  bool failed = false;  // W9 stop; `failure` says why
   std::string failure;
   uint64_t exceptions = 0;
-  uint64_t blocks_total = 0, blocks_free = 0, blocks_metadata = 0, blocks_data = 0, blocks_reserve = 0;
+  uint64_t blocks_total = 0, blocks_free = 0, blocks_metadata = 0, blocks_data = 0,
+           blocks_reserve = 0;
   uint64_t journal_used_bytes = 0;
-  uint64_t replayed_records = 0;   // at open
+  uint64_t replayed_records = 0;                   // at open
   uint64_t dropped_entries = 0, lost_entries = 0;  // W1, at open
   bool reclaim_active = false;
   uint64_t reclaim_rate_bytes = 0, staged_limit_bytes = 0, cache_limit_bytes = 0;
@@ -142,11 +143,15 @@ struct CheckReport {
 
 struct VolumeEvent {
   enum class Kind : uint8_t {
-    SNAPSHOT_CREATED, SNAPSHOT_DELETED, SNAPSHOT_DROPPED, SNAPSHOT_RECLAIMED,
+    SNAPSHOT_CREATED,
+    SNAPSHOT_DELETED,
+    SNAPSHOT_DROPPED,
+    SNAPSHOT_RECLAIMED,
     LOW_WATER,   // free space fell below the low-water mark; decide_drop() may be answered
     HIGH_WATER,  // and rose again
     STORE_FULL,  // a write was refused
-    CHECKSUM_ERROR, FAILED,
+    CHECKSUM_ERROR,
+    FAILED,
   };
   Kind kind;
   Uuid snapshot;
@@ -170,7 +175,7 @@ struct CreateOptions {
   std::string volume_name;
   OriginIdentity origin;
   uint64_t origin_bytes = 0;
-  uint64_t store_bytes = 0;    // of the store device, already that long
+  uint64_t store_bytes = 0;  // of the store device, already that long
   uint64_t chunk_bytes = 16384;
   uint64_t journal_bytes = 0;  // 0: chosen by the store's size
   format::OnFull on_full = format::OnFull::DROP_SNAPSHOTS;
@@ -199,8 +204,8 @@ struct VolumeOptions {
   std::function<void(const VolumeEvent&)> on_event;  // from volume threads; must not block
   // How long the core waits for decide_drop() after LOW_WATER before it follows the policy itself.
   uint32_t drop_decision_ms = 0;
-  std::function<uint64_t()> clock_ns;       // Unix time in ns
-  std::function<Uuid()> make_uuid;          // tests pass seeded ones
+  std::function<uint64_t()> clock_ns;               // Unix time in ns
+  std::function<Uuid()> make_uuid;                  // tests pass seeded ones
   std::function<OriginIdentity()> reread_identity;  // at a clean stop: the file's times; optional
 };
 
@@ -237,11 +242,12 @@ class Volume {
       const std::vector<std::pair<std::string, std::string>>& labels) = 0;
   virtual Status delete_snapshot(const Uuid& uuid, bool dropped = false) = 0;
   struct SnapshotChanges {
-    int pinned = -1;    // -1: as it is
+    int pinned = -1;  // -1: as it is
     int priority = -1;
     std::vector<std::pair<std::string, std::string>> set_labels;  // empty value: removes the label
   };
-  virtual Result<SnapshotInfo> update_snapshot(const Uuid& uuid, const SnapshotChanges& changes) = 0;
+  virtual Result<SnapshotInfo> update_snapshot(const Uuid& uuid,
+                                               const SnapshotChanges& changes) = 0;
   // Live ones and those waiting for reclaim, oldest first.
   virtual Result<std::vector<SnapshotInfo>> list_snapshots() = 0;
   struct Settings {
@@ -261,9 +267,10 @@ class Volume {
   // -- looks and care
   virtual VolumeInfo info() = 0;
   virtual Status checkpoint() = 0;
-  // Verifies metadata; with `data` every checksum too. On a served volume it looks at the state of a
-  // checkpoint of its own and holds the blocks that state needs meanwhile.
-  virtual Result<CheckReport> check(bool data, const std::function<void(uint64_t, uint64_t)>& progress) = 0;
+  // Verifies metadata; with `data` every checksum too. On a served volume it looks at the state of
+  // a checkpoint of its own and holds the blocks that state needs meanwhile.
+  virtual Result<CheckReport> check(bool data,
+                                    const std::function<void(uint64_t, uint64_t)>& progress) = 0;
   // Metadata as JSON lines, each without newline; stops early when `line` returns false.
   virtual Status dump(const std::function<bool(const std::string&)>& line) = 0;
   // Waits until no deleted snapshot waits for reclaim.

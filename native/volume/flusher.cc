@@ -1,0 +1,36 @@
+// FLUSH, FUA and mode sync. One sync of the origin serves all who asked before it began (W3):
+// in-place data is the only acknowledged data that may not be durable yet, as exceptions are synced
+// before anything is overwritten.
+#include "volume/volume_impl.h"
+
+namespace csnap {
+
+void VolumeImpl::enqueue_flush(IoRequest& request) {
+  MutexLock lock(flush_mutex_);
+  flush_waiting_.push_back(&request);
+  if (flush_running_) return;
+  flush_running_ = true;
+  pool_->run([this] { flush_round(); });
+}
+
+void VolumeImpl::flush_round() {
+  while (true) {
+    std::vector<IoRequest*> group;
+    {
+      MutexLock lock(flush_mutex_);
+      if (flush_waiting_.empty()) {
+        flush_running_ = false;
+        return;
+      }
+      group.swap(flush_waiting_);
+    }
+    Status status = store_->failed() ? store_->failure() : origin_.sync();
+    if (!status.ok() && !store_->failed()) {
+      fail(status, true);
+      status = store_->failure();
+    }
+    for (IoRequest* request : group) finish(*request, status);
+  }
+}
+
+}  // namespace csnap

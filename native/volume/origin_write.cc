@@ -1,0 +1,164 @@
+// Writes to the origin. A piece whose chunks are all copied goes in place, inside a writer section;
+// else the request is parked on its chunks and the committer copies them out (design section 6).
+//
+//  W2  Nothing is written in place unless, inside the same section, every chunk of it was seen
+//  copied.
+#include <algorithm>
+#include <cstring>
+
+#include "volume/volume_impl.h"
+
+namespace csnap {
+namespace {
+
+// Zero and trim requests are worked off in pieces of this many chunks, so that neither the list of
+// parked chunks nor a section grows with the request.
+constexpr uint64_t kZeroPieceChunks = 256;
+constexpr uint64_t kTrimPieceBytes = uint64_t{64} << 20;
+constexpr uint64_t kWritePieceBytes = uint64_t{32} << 20;
+
+}  // namespace
+
+// Looks up chunks whose bit is not known; true if all are copied now. The bits go into the state
+// that was read before the look-up (design section 7).
+bool VolumeImpl::learn_copied(GenerationState& state, ChunkIndex first, ChunkIndex last) {
+  for (ChunkIndex chunk = first; chunk <= last; chunk++) {
+    const Generation newest = state.newest_live.load(std::memory_order_acquire);
+    if (newest == 0) return true;
+    if (state.copied_bits.test(chunk)) continue;
+    Result<std::optional<Entry>> found = lookup(chunk, newest);
+    if (!found.ok()) {
+      fail(found.status(), false);
+      return false;
+    }
+    if (!found.value()) return false;
+    state.copied_bits.set(chunk);
+  }
+  return true;
+}
+
+VolumeImpl::Attempt VolumeImpl::attempt_write(IoRequest& request) {
+  while (request.internal.progress < request.length) {
+    if (store_->failed()) return after_write(request, store_->failure());
+    const uint64_t offset = request.offset + request.internal.progress;
+    uint64_t length = request.length - request.internal.progress;
+    uint64_t piece_bytes = kWritePieceBytes;
+    if (request.op == IoOp::TRIM) piece_bytes = kTrimPieceBytes;
+    if (request.op == IoOp::WRITE_ZEROES) piece_bytes = kZeroPieceChunks * chunk_bytes_;
+    // Pieces end at multiples of their size, so that a chunk is never cut in two.
+    length = std::min(length, round_down(offset, piece_bytes) + piece_bytes - offset);
+    const ChunkIndex first = chunk_of(offset);
+    const ChunkIndex last = chunk_of(offset + length - 1);
+    Status status;
+    bool done = false;
+    std::shared_ptr<GenerationState> park_state;
+    {
+      Sections::Guard guard(writers_);
+      GenerationState& state = *state_.load();
+      if (request.op == IoOp::TRIM) {
+        status = trim_piece(state, offset, length);
+        done = true;
+      } else {
+        bool copied = true;
+        for (ChunkIndex chunk = first; chunk <= last && copied; chunk++)
+          copied = state.copied(chunk);
+        if (copied || learn_copied(state, first, last)) {
+          for (ChunkIndex chunk = first; chunk <= last; chunk++)
+            CSNAP_RULE(W2, state.copied(chunk));
+          status = write_piece(request, state, offset, length);
+          done = true;
+        }
+      }
+    }
+    if (done) {
+      if (!status.ok()) return after_write(request, status);
+      request.internal.progress += length;
+      continue;
+    }
+    if (store_->failed()) return after_write(request, store_->failure());
+    if (request.fast_zero)
+      return after_write(request, Status(Code::NOT_SUPPORTED, "zeroing needs a copy-out first"));
+    park_state = generation_state();
+    if (park(request, *park_state, offset, length)) return Attempt::PARKED;
+  }
+  return after_write(request, Status());
+}
+
+// The in-place I/O, inside a section.
+Status VolumeImpl::write_piece(IoRequest& request, GenerationState&, uint64_t offset,
+                               uint64_t length) {
+  if (request.op == IoOp::WRITE_ZEROES) return zero_piece(request, offset, length);
+  const auto* data = static_cast<const std::byte*>(request.data);
+  return origin_.write(offset, data + (offset - request.offset), length);
+}
+
+Status VolumeImpl::zero_piece(IoRequest& request, uint64_t offset, uint64_t length) {
+  Status status = origin_.zero(offset, length,
+                               request.no_hole ? ZeroMode::KEEP_ALLOCATED : ZeroMode::ALLOW_HOLE);
+  if (status.code() != Code::NOT_SUPPORTED || request.fast_zero) return status;
+  static const std::vector<std::byte> zeros(uint64_t{1} << 18);
+  for (uint64_t done = 0; done < length;) {
+    const uint64_t now = std::min<uint64_t>(zeros.size(), length - done);
+    CSNAP_TRY(origin_.write(offset + done, zeros.data(), now));
+    done += now;
+  }
+  return Status();
+}
+
+// Chunks that are owed to a snapshot are left alone: a trim is a hint, and copying for it would
+// copy the disk.
+Status VolumeImpl::trim_piece(GenerationState& state, uint64_t offset, uint64_t length) {
+  const uint64_t end = offset + length;
+  uint64_t from = offset;
+  while (from < end) {
+    uint64_t upto = from;
+    while (upto < end) {
+      const ChunkIndex chunk = chunk_of(upto);
+      if (!state.copied(chunk)) break;
+      upto = std::min(end, (chunk + 1) * chunk_bytes_);
+    }
+    if (upto > from) {
+      Status status = origin_.discard(from, upto - from);
+      if (!status.ok() && status.code() != Code::NOT_SUPPORTED) return status;
+    }
+    from = std::max(upto, std::min(end, (chunk_of(upto) + 1) * chunk_bytes_));
+  }
+  return Status();
+}
+
+// Puts the request into the queues of all its chunks that are not copied, in one step. False: there
+// is none any more.
+bool VolumeImpl::park(IoRequest& request, GenerationState& state, uint64_t offset,
+                      uint64_t length) {
+  MutexLock lock(pending_mutex_);
+  request.internal.waits_for = 0;
+  for (ChunkIndex chunk = chunk_of(offset); chunk <= chunk_of(offset + length - 1); chunk++) {
+    if (state.copied(chunk)) continue;
+    pending_[chunk].push_back(&request);
+    request.internal.waits_for++;
+  }
+  if (request.internal.waits_for == 0) return false;
+  counters_.parked.fetch_add(1, std::memory_order_relaxed);
+  pending_wake_.notify_one();
+  return true;
+}
+
+// On a pool thread, when the last chunk that a parked request waited for is done.
+void VolumeImpl::resume(IoRequest& request) {
+  if (!request.status.ok()) {
+    finish(request, request.status);
+    return;
+  }
+  if (attempt_write(request) == Attempt::DONE) finish(request, request.status);
+}
+
+VolumeImpl::Attempt VolumeImpl::after_write(IoRequest& request, Status status) {
+  request.status = std::move(status);
+  if (request.status.ok() && (request.fua || sync_mode_)) {
+    enqueue_flush(request);
+    return Attempt::PARKED;
+  }
+  return Attempt::DONE;
+}
+
+}  // namespace csnap

@@ -1,0 +1,320 @@
+// The reclaimer: frees, in the background, what no live snapshot holds, and follows the store-full
+// policy (design section 8). One thread, so space is given back in one place.
+//
+//  W4   A chunk is reused only after its FREE record is durable and its readers have left.
+//  W10  Under drop-snapshots a write is refused for want of space only when no unpinned snapshot is
+//       left to drop.
+#include <algorithm>
+#include <cstring>
+
+#include "volume/volume_impl.h"
+
+namespace csnap {
+namespace {
+
+constexpr size_t kScanEntries = 512;
+constexpr size_t kScanNodes = 64;
+constexpr uint64_t kDefaultRateBytes = uint64_t{512} << 20;
+// Low water: less than 1/16 of the store is left for chunks; high water: more than 1/8 again.
+constexpr uint64_t kLowWaterDivisor = 16;
+constexpr uint64_t kHighWaterDivisor = 8;
+
+}  // namespace
+
+bool VolumeImpl::low_water() {
+  MutexLock lock = store_->lock();
+  const uint64_t available = store_->available_blocks();
+  return available < store_->space_map().block_count() /
+                         (low_water_told_ ? kHighWaterDivisor : kLowWaterDivisor);
+}
+
+void VolumeImpl::reclaim_loop() {
+  MutexLock lock(space_mutex_);
+  while (true) {
+    while (!reclaim_kicked_ && !reclaim_stop_) {
+      reclaim_idle_ = true;
+      space_changed_.notify_all();
+      space_wake_.wait(lock);
+    }
+    if (reclaim_stop_) break;
+    reclaim_kicked_ = false;
+    reclaim_idle_ = false;
+    const uint64_t requests = space_requests_;
+    const bool urgent = requests > space_served_;
+    lock.unlock();
+
+    const uint64_t freed_before = counters_.chunks_freed.load();
+    bool progressed = false;
+    Status status = reclaim_pass();
+    if (status.ok()) {
+      progressed = counters_.chunks_freed.load() > freed_before;
+      follow_policy(urgent && !progressed, progressed);
+    } else if (!store_->failed()) {
+      fail(status, false);
+    }
+
+    lock.lock();
+    space_served_ = requests;
+    space_progressed_ = progressed && !store_->failed();
+    // A drop leaves work for the next turn.
+    if (progressed && urgent) space_changed_.notify_all();
+    space_changed_.notify_all();
+  }
+  reclaim_idle_ = true;
+  space_served_ = space_requests_;
+  space_progressed_ = false;
+  space_changed_.notify_all();
+}
+
+// The committer found no room. True: try again, something was freed or dropped.
+bool VolumeImpl::wait_for_space() {
+  if (store_->failed()) return false;
+  MutexLock lock(space_mutex_);
+  if (reclaim_stop_) return false;
+  const uint64_t ticket = ++space_requests_;
+  reclaim_kicked_ = true;
+  space_wake_.notify_all();
+  while (space_served_ < ticket) space_changed_.wait(lock);
+  return space_progressed_;
+}
+
+Status VolumeImpl::wait_reclaimed() {
+  MutexLock lock(space_mutex_);
+  while (!reclaim_idle_ || reclaim_kicked_) {
+    if (store_->failed()) return store_->failure();
+    space_changed_.wait(lock);
+  }
+  return store_->failed() ? store_->failure() : Status();
+}
+
+// ---- Policy ------------------------------------------------------------------------------------
+
+void VolumeImpl::decide_drop(const Uuid& uuid) {
+  MutexLock lock(space_mutex_);
+  drop_answered_ = true;
+  drop_answer_ = uuid;
+  reclaim_kicked_ = true;
+  space_wake_.notify_all();
+}
+
+// The unpinned snapshot with the lowest priority, the oldest among equals.
+std::optional<Uuid> VolumeImpl::choose_victim() {
+  MutexLock lock = store_->lock();
+  const Snapshot* victim = nullptr;
+  for (const Snapshot* snapshot : store_->snapshots().all()) {
+    if (snapshot->state != format::SnapshotState::LIVE || snapshot->pinned() ||
+        snapshot->flags & format::kSnapshotIsClone)
+      continue;
+    if (!victim || snapshot->priority < victim->priority ||
+        (snapshot->priority == victim->priority && snapshot->serial < victim->serial))
+      victim = snapshot;
+  }
+  if (!victim) return std::nullopt;
+  Uuid uuid;
+  std::memcpy(uuid.bytes, victim->uuid.data(), victim->uuid.size());
+  return uuid;
+}
+
+// `urgent`: a write waits and nothing could be freed.
+void VolumeImpl::follow_policy(bool urgent, bool& progressed) {
+  const bool low = low_water();
+  format::OnFull policy;
+  {
+    MutexLock lock = store_->lock();
+    policy = static_cast<format::OnFull>(store_->superblock().on_full);
+  }
+  if (low != low_water_told_) {
+    low_water_told_ = low;
+    emit(low ? VolumeEvent::Kind::LOW_WATER : VolumeEvent::Kind::HIGH_WATER, nullptr,
+         low ? "the snapshot store is nearly full" : "the snapshot store has room again");
+    MutexLock lock(space_mutex_);
+    drop_answered_ = false;
+    drop_deadline_ms_ = monotonic_ms() + options_.drop_decision_ms;
+  }
+  if (policy != format::OnFull::DROP_SNAPSHOTS || (!low && !urgent)) return;
+  std::optional<Uuid> victim;
+  {
+    // TypeScript decides, unless its answer is late or a write can't wait.
+    MutexLock lock(space_mutex_);
+    while (options_.drop_decision_ms > 0 && !drop_answered_ && !urgent && !reclaim_stop_ &&
+           monotonic_ms() < drop_deadline_ms_ && space_requests_ == space_served_)
+      space_wake_.wait_for(lock, drop_deadline_ms_ - monotonic_ms());
+    if (drop_answered_ && !drop_answer_.is_nil()) victim = drop_answer_;
+    drop_answered_ = false;
+    drop_deadline_ms_ = monotonic_ms() + options_.drop_decision_ms;
+  }
+  if (!victim) victim = choose_victim();
+  if (!victim) return;
+  Status status = delete_snapshot(*victim, true);
+  if (status.code() == Code::NOT_FOUND) {
+    // The answer was out of date.
+    victim = choose_victim();
+    if (!victim) return;
+    status = delete_snapshot(*victim, true);
+  }
+  progressed = progressed || status.ok();
+}
+
+// ---- The pass ----------------------------------------------------------------------------------
+
+bool VolumeImpl::freeable(const Entry& entry, const Entry* before, Status& status) {
+  const std::vector<Generation>& live = store_->snapshots().live(entry.key.volume);
+  const Generation newest = last_live(live, entry.key.generation);
+  if (newest == 0) return true;
+  if (before && before->key.same_chunk(entry.key) && before->key.generation >= newest) return true;
+  // Whose the newest live snapshot at or below this entry is: this entry's, or an earlier one's.
+  Result<std::optional<Entry>> owner =
+      store_->index().at_or_after({entry.key.volume, entry.key.chunk, newest});
+  if (!owner.ok()) {
+    status = owner.take_status();
+    return false;
+  }
+  return owner.value() && owner.value()->key < entry.key;
+}
+
+Status VolumeImpl::reclaim_pass() {
+  while (true) {
+    uint64_t pass = 0;
+    Key cursor;
+    // Generations [d, next live after d) of the deleted: only entries in there can have become
+    // free.
+    std::vector<std::pair<Generation, Generation>> ranges;
+    {
+      MutexLock lock = store_->lock();
+      format::Superblock& sb = store_->superblock();
+      if (store_->failed()) return store_->failure();
+      if (store_->snapshots().deleted_count() == 0) return Status();
+      if (sb.reclaim_active) {
+        pass = sb.reclaim_pass;
+        cursor = {sb.reclaim_cursor.volume, sb.reclaim_cursor.chunk, sb.reclaim_cursor.generation};
+      } else {
+        pass = sb.delete_serial;
+        sb.reclaim_active = 1;
+        sb.reclaim_pass = pass;
+        sb.reclaim_cursor = {};
+      }
+      for (const Snapshot* snapshot : store_->snapshots().all()) {
+        if (!snapshot->deleted() || snapshot->delete_serial > pass) continue;
+        const Generation after =
+            next_live(store_->snapshots().live(snapshot->volume), snapshot->generation);
+        ranges.push_back({snapshot->generation, after == 0 ? kHeadGeneration : after});
+      }
+    }
+    // A pass that was resumed may have been started for snapshots that are all gone; then it only
+    // ends.
+    std::sort(ranges.begin(), ranges.end());
+    for (size_t i = 1; i < ranges.size(); i++)
+      ranges[i].second = std::max(ranges[i].second, ranges[i - 1].second);
+    const auto wanted = [&](Generation low, Generation high) {
+      // The last range that starts at or below `high` reaches farthest of all before it.
+      auto at = std::upper_bound(ranges.begin(), ranges.end(),
+                                 std::pair<Generation, Generation>{high, kHeadGeneration});
+      return at != ranges.begin() && (at - 1)->second > low;
+    };
+    std::vector<Entry> scanned;
+    while (cursor != kKeyEnd) {
+      {
+        MutexLock lock(space_mutex_);
+        if (reclaim_stop_) return Status();
+      }
+      scanned.clear();
+      Key next;
+      const size_t limit = std::min<size_t>(kScanEntries, store_->changes_max());
+      CSNAP_TRY(store_->index().scan(cursor, wanted, limit, kScanNodes, scanned, next));
+      uint64_t freed = 0;
+      CSNAP_TRY(reclaim_batch(scanned, freed));
+      cursor = next;
+      {
+        MutexLock lock = store_->lock();
+        format::IndexKey& saved = store_->superblock().reclaim_cursor;
+        saved.volume = cursor.volume;
+        saved.chunk = cursor.chunk;
+        saved.generation = cursor.generation;
+      }
+      throttle(freed);
+    }
+    std::vector<Snapshot> gone;
+    {
+      Result<Store::Transaction> begun =
+          store_->begin(Priority::RESERVED, sizeof(format::ReclaimRecord), 0);
+      if (!begun.ok()) return begun.take_status();
+      Store::Transaction transaction = begun.take();
+      format::ReclaimRecord record;
+      record.pass = pass;
+      record.reserved = 0;
+      transaction.batch.add_struct(format::RecordKind::RECLAIM, record);
+      CSNAP_TRY(store_->commit(transaction));
+      for (const Snapshot* snapshot : store_->snapshots().all())
+        if (snapshot->deleted() && snapshot->delete_serial <= pass) gone.push_back(*snapshot);
+      store_->apply_reclaimed(pass);
+    }
+    for (const Snapshot& snapshot : gone)
+      emit(VolumeEvent::Kind::SNAPSHOT_RECLAIMED, &snapshot,
+           "space of snapshot " + snapshot.name + " returned");
+  }
+}
+
+Status VolumeImpl::reclaim_batch(const std::vector<Entry>& scanned, uint64_t& freed) {
+  if (scanned.empty()) return Status();
+  std::vector<BlockNumber> blocks;
+  {
+    const uint64_t bytes = sizeof(format::EntryList) + scanned.size() * sizeof(format::IndexEntry);
+    Result<Store::Transaction> begun = store_->begin(Priority::RESERVED, bytes, scanned.size());
+    if (!begun.ok()) return begun.take_status();
+    Store::Transaction transaction = begun.take();
+    std::vector<Entry> entries;
+    Status status;
+    for (size_t i = 0; i < scanned.size() && status.ok(); i++)
+      if (freeable(scanned[i], i > 0 ? &scanned[i - 1] : nullptr, status))
+        entries.push_back(scanned[i]);
+    if (!status.ok()) return status;
+    if (entries.empty()) return Status();
+    CSNAP_TRY(free_entries(transaction, entries));
+    for (const Entry& entry : entries)
+      if (entry.location.is_data()) blocks.push_back(entry.location.block());
+  }
+  // W4: who looked the entries up before they went has finished reading.
+  readers_.synchronize();
+  for (BlockNumber block : blocks) verified_->clear(block / store_->space_map().chunk_blocks());
+  store_->unhold_chunks(blocks);
+  freed = blocks.size();
+  counters_.chunks_freed.fetch_add(freed, std::memory_order_relaxed);
+  return Status();
+}
+
+Status VolumeImpl::free_entries(Store::Transaction& transaction,
+                                const std::vector<Entry>& entries) {
+  std::byte* payload = transaction.batch.add(
+      format::RecordKind::FREE,
+      sizeof(format::EntryList) + entries.size() * sizeof(format::IndexEntry));
+  format::EntryList list;
+  list.count = static_cast<uint32_t>(entries.size());
+  list.more = 0;
+  std::memcpy(payload, &list, sizeof list);
+  for (size_t i = 0; i < entries.size(); i++) {
+    const format::IndexEntry disk = entries[i].to_disk();
+    std::memcpy(payload + sizeof list + i * sizeof disk, &disk, sizeof disk);
+  }
+  CSNAP_TRY(store_->commit(transaction));
+  Status status = store_->apply_free(entries);
+  if (!status.ok()) fail(status, false);
+  return status;
+}
+
+void VolumeImpl::throttle(uint64_t freed_chunks) {
+  if (freed_chunks == 0 || low_water()) return;
+  uint64_t rate;
+  {
+    MutexLock lock = store_->lock();
+    rate = store_->superblock().reclaim_rate_bytes;
+  }
+  if (rate == 0) rate = kDefaultRateBytes;
+  const uint64_t wait_ms = freed_chunks * chunk_bytes_ * 1000 / rate;
+  if (wait_ms == 0) return;
+  MutexLock lock(space_mutex_);
+  const uint64_t until = monotonic_ms() + wait_ms;
+  while (!reclaim_stop_ && space_requests_ == space_served_ && monotonic_ms() < until)
+    space_wake_.wait_for(lock, until - monotonic_ms());
+}
+
+}  // namespace csnap

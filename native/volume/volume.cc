@@ -1,0 +1,500 @@
+// Opening and closing a volume, and which path a request takes.
+#include <fcntl.h>
+#include <sys/random.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+
+#include "volume/volume_impl.h"
+
+namespace csnap {
+
+using format::Superblock;
+
+// ---- Uuid --------------------------------------------------------------------------------------
+
+bool Uuid::operator==(const Uuid& other) const {
+  return std::memcmp(bytes, other.bytes, sizeof bytes) == 0;
+}
+
+bool Uuid::is_nil() const { return *this == Uuid(); }
+
+std::string Uuid::to_text() const {
+  std::string text;
+  for (int i = 0; i < 16; i++) {
+    if (i == 4 || i == 6 || i == 8 || i == 10) text += '-';
+    char hex[3];
+    std::snprintf(hex, sizeof hex, "%02x", bytes[i]);
+    text += hex;
+  }
+  return text;
+}
+
+bool Uuid::parse(const std::string& text, Uuid& out) {
+  if (text.size() != 36) return false;
+  int nibble = 0;
+  for (size_t i = 0; i < text.size(); i++) {
+    const bool dash = i == 8 || i == 13 || i == 18 || i == 23;
+    const char c = text[i];
+    if (dash != (c == '-')) return false;
+    if (dash) continue;
+    uint8_t value;
+    if (c >= '0' && c <= '9')
+      value = static_cast<uint8_t>(c - '0');
+    else if ((c | 32) >= 'a' && (c | 32) <= 'f')
+      value = static_cast<uint8_t>((c | 32) - 'a' + 10);
+    else
+      return false;
+    uint8_t& byte = out.bytes[nibble / 2];
+    byte = nibble % 2 ? static_cast<uint8_t>(byte << 4 | value) : value;
+    nibble++;
+  }
+  return true;
+}
+
+Uuid Uuid::random() {
+  Uuid uuid;
+  CSNAP_ASSERT(getrandom(uuid.bytes, sizeof uuid.bytes, 0) == sizeof uuid.bytes);
+  uuid.bytes[6] = static_cast<uint8_t>((uuid.bytes[6] & 0x0f) | 0x40);  // RFC 9562, version 4
+  uuid.bytes[8] = static_cast<uint8_t>((uuid.bytes[8] & 0x3f) | 0x80);
+  return uuid;
+}
+
+// ---- Creating ----------------------------------------------------------------------------------
+
+Status create_store(Device& store, const CreateOptions& options) {
+  Superblock sb;
+  std::memset(&sb, 0, sizeof sb);
+  const uint64_t store_bytes = round_down(options.store_bytes, kBlockBytes);
+  uint64_t journal = options.journal_bytes;
+  if (journal == 0)
+    journal = std::clamp<uint64_t>(round_down(store_bytes / 32, kBlockBytes), uint64_t{256} << 10,
+                                   uint64_t{64} << 20);
+  if (!is_power_of_two(options.chunk_bytes) || options.chunk_bytes < format::kChunkBytesMin ||
+      options.chunk_bytes > format::kChunkBytesMax)
+    return Status(Code::INVALID_ARGUMENT, "the chunk size must be a power of two from 4k to 1M");
+  if (options.origin_bytes < kSectorBytes)
+    return Status(Code::INVALID_ARGUMENT, "the origin is smaller than a sector (512 bytes)");
+  // Below this the reserve of metadata would leave nothing for chunks.
+  const uint64_t least =
+      format::kJournalOffset + journal + 256 * kBlockBytes + 16 * options.chunk_bytes;
+  if (store_bytes < least || store.size_bytes() < store_bytes)
+    return Status(Code::INVALID_ARGUMENT,
+                  store.name() + ": a snapshot store with this chunk size needs at least " +
+                      std::to_string(least) + " bytes");
+  if (!set_field_text(sb.volume_name, options.volume_name) ||
+      !set_field_text(sb.origin_identity, options.origin.text))
+    return Status(Code::INVALID_ARGUMENT, "the volume's name or the origin's identity is too long");
+  set_field_text(sb.origin_path, options.origin.path);
+  const Uuid ids[3] = {Uuid::random(), Uuid::random(), Uuid::random()};
+  std::memcpy(sb.store_uuid, ids[0].bytes, sizeof sb.store_uuid);
+  std::memcpy(sb.volume_uuid, ids[1].bytes, sizeof sb.volume_uuid);
+  std::memcpy(sb.durability_id, ids[2].bytes, sizeof sb.durability_id);
+  sb.store_bytes = store_bytes;
+  sb.origin_bytes = round_down(options.origin_bytes, kSectorBytes);
+  sb.journal_bytes = journal;
+  sb.chunk_bytes = static_cast<uint32_t>(options.chunk_bytes);
+  sb.on_full = static_cast<uint8_t>(options.on_full);
+  sb.origin_kind = static_cast<uint8_t>(options.origin.kind);
+  sb.origin_mtime_ns = options.origin.mtime_ns;
+  sb.origin_ctime_ns = options.origin.ctime_ns;
+  sb.state = format::kStateClean;
+  sb.created_ns = options.created_ns;
+  sb.generation = 1;
+  sb.next_volume_id = 1;
+  sb.tail_sequence = 1;
+  sb.epoch_count = 1;
+  sb.epochs[0].epoch = 0;  // nobody's term: the first server claims 1
+  sb.epochs[0].first_sequence = 1;
+
+  // An older store must not shine through: neither its superblocks nor its journal.
+  const std::vector<std::byte> zeros(uint64_t{1} << 16);
+  for (uint64_t offset : {format::kSuperblockOffset[0], format::kSuperblockOffset[1]})
+    CSNAP_TRY(store.write(offset, zeros.data(), sizeof(Superblock)));
+  CSNAP_TRY(store.sync());
+  for (uint64_t done = 0; done < journal;) {
+    const uint64_t now = std::min<uint64_t>(zeros.size(), journal - done);
+    CSNAP_TRY(store.write(format::kJournalOffset + done, zeros.data(), now));
+    done += now;
+  }
+  return Store::format(store, sb);
+}
+
+Result<std::unique_ptr<Superblock>> read_superblock(Device& store) {
+  Result<SuperblockFound> found = load_superblock(store);
+  if (!found.ok()) return found.take_status();
+  return std::move(found.value().superblock);
+}
+
+// ---- Opening -----------------------------------------------------------------------------------
+
+namespace {
+
+uint64_t real_time_ns() {
+  timespec now;
+  clock_gettime(CLOCK_REALTIME, &now);
+  return static_cast<uint64_t>(now.tv_sec) * 1000000000 + static_cast<uint64_t>(now.tv_nsec);
+}
+
+VolumeOptions with_defaults(VolumeOptions options) {
+  if (!options.clock_ns) options.clock_ns = real_time_ns;
+  if (!options.make_uuid) options.make_uuid = Uuid::random;
+  return options;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Volume>> Volume::open(VolumeOptions options) {
+  auto volume = std::make_unique<VolumeImpl>(std::move(options));
+  CSNAP_TRY(volume->start());
+  return std::unique_ptr<Volume>(std::move(volume));
+}
+
+VolumeImpl::VolumeImpl(VolumeOptions options)
+    : options_(with_defaults(std::move(options))), origin_(*options_.origin) {}
+
+// What the superblock remembers of the origin against what is there.
+Status VolumeImpl::judge_origin(const Superblock& sb, bool& accepted) const {
+  Status status;
+  const std::string remembered = field_text(sb.origin_identity);
+  if (sb.origin_kind != static_cast<uint8_t>(options_.identity.kind) ||
+      remembered != options_.identity.text)
+    status = Status(Code::WRONG_ORIGIN,
+                    origin_.name() + ": this is not the origin that the store belongs to (" +
+                        options_.identity.text + " instead of " + remembered +
+                        "); name the right one, or serve with --accept-origin if it is a copy");
+  else if (round_down(origin_.size_bytes(), kSectorBytes) != sb.origin_bytes)
+    status =
+        Status(Code::WRONG_ORIGIN, origin_.name() + ": its size has changed from " +
+                                       std::to_string(sb.origin_bytes) + " to " +
+                                       std::to_string(origin_.size_bytes()) +
+                                       " bytes since it was last served; put the former size back");
+  else if ((sb.state & format::kStateClean) && options_.identity.kind == format::OriginKind::FILE &&
+           (sb.origin_mtime_ns != options_.identity.mtime_ns))
+    status = Status(Code::ORIGIN_CHANGED,
+                    origin_.name() +
+                        ": it was written while it was not served, so its snapshots no "
+                        "longer tell what it held; serve with --accept-origin to go on "
+                        "(its snapshots are then marked suspect)");
+  accepted = false;
+  if (status.ok() || options_.look_only) return Status();
+  // A size can't be accepted: the index says nothing about what was cut off or added.
+  if (!options_.accept_origin || round_down(origin_.size_bytes(), kSectorBytes) != sb.origin_bytes)
+    return status;
+  accepted = true;
+  return Status();
+}
+
+Status VolumeImpl::start() {
+  Result<SuperblockFound> found = load_superblock(*options_.store);
+  if (!found.ok()) return found.take_status();
+  const Superblock sb = *found.value().superblock;
+  bool accepted = false;
+  CSNAP_TRY(judge_origin(sb, accepted));
+  StoreOptions store;
+  store.store = options_.store;
+  store.origin = options_.origin;
+  store.look_only = options_.look_only;
+  store.accept_loss = options_.accept_loss;
+  store.origin_accepted = accepted;
+  store.durability = options_.durability;
+  store.index = options_.index;
+  std::memcpy(store.boot_id.data(), options_.boot_id.bytes, store.boot_id.size());
+  store.make_uuid = [this] {
+    const Uuid uuid = options_.make_uuid();
+    UuidBytes bytes;
+    std::memcpy(bytes.data(), uuid.bytes, bytes.size());
+    return bytes;
+  };
+  Result<std::unique_ptr<Store>> opened = Store::open(std::move(store), found.take());
+  if (!opened.ok()) return opened.take_status();
+  store_ = opened.take();
+  return open_parts();
+}
+
+Status VolumeImpl::open_parts() {
+  const Superblock& sb = store_->superblock();
+  chunk_bytes_ = sb.chunk_bytes;
+  origin_bytes_ = sb.origin_bytes;
+  chunk_count_ = div_up(origin_bytes_, chunk_bytes_);
+  sync_mode_ = options_.durability == format::DurabilityMode::SYNC;
+  verified_ = std::make_unique<ChunkBitmap>(store_->space_map().block_count() /
+                                            store_->space_map().chunk_blocks());
+  const std::vector<Generation>& live = store_->snapshots().live(kOriginVolume);
+  state_owner_ = std::make_shared<GenerationState>(sb.generation, live.empty() ? 0 : live.back(),
+                                                   chunk_count_);
+  state_.store(state_owner_.get());
+  origin_view_ = std::make_shared<VolumeView>();
+  origin_view_->size_bytes = origin_bytes_;
+  origin_view_->read_only = options_.look_only;
+  if (options_.look_only) return Status();
+  pool_ = std::make_unique<IoPool>(options_.io_threads);
+  // Whatever a former term deleted and did not get to.
+  reclaim_kicked_ = true;
+  reclaim_idle_ = false;
+  committer_.start("csnap-commit", [this] { commit_loop(); });
+  reclaimer_.start("csnap-reclaim", [this] { reclaim_loop(); });
+  maintainer_.start("csnap-checkpt", [this] { maintain(); });
+  return Status();
+}
+
+// ---- Closing -----------------------------------------------------------------------------------
+
+void VolumeImpl::stop_threads() {
+  if (!pool_) return;
+  {
+    MutexLock lock(space_mutex_);
+    reclaim_stop_ = true;
+    space_wake_.notify_all();
+  }
+  reclaimer_.join();
+  {
+    MutexLock lock(pending_mutex_);
+    committer_stop_ = true;
+    pending_wake_.notify_all();
+  }
+  committer_.join();
+  {
+    MutexLock lock(maintain_mutex_);
+    maintain_stop_ = true;
+    maintain_wake_.notify_all();
+  }
+  maintainer_.join();
+  pool_.reset();
+}
+
+VolumeImpl::~VolumeImpl() { stop_threads(); }
+
+Status VolumeImpl::close() {
+  CSNAP_ASSERT(!closed_);
+  closed_ = true;
+  if (options_.look_only) return Status();
+  stop_threads();
+  if (store_->failed()) return store_->failure();
+  if (Status status = origin_.sync(); !status.ok()) {
+    fail(status, true);
+    return store_->failure();
+  }
+  const OriginIdentity identity =
+      options_.reread_identity ? options_.reread_identity() : options_.identity;
+  return store_->checkpoint(true, [&](Superblock& sb) {
+    sb.origin_mtime_ns = identity.mtime_ns;
+    sb.origin_ctime_ns = identity.ctime_ns;
+  });
+}
+
+// The checkpoint thread: looks after journal and dirty blocks before anybody has to wait for them.
+void VolumeImpl::maintain() {
+  constexpr uint64_t kLookEveryMs = 50;
+  MutexLock lock(maintain_mutex_);
+  while (!maintain_stop_) {
+    maintain_wake_.wait_for(lock, kLookEveryMs);
+    if (maintain_stop_ || store_->failed()) continue;
+    lock.unlock();
+    if (store_->wants_checkpoint()) {
+      Status status = store_->checkpoint();
+      if (!status.ok()) fail(status, false);
+    }
+    lock.lock();
+  }
+}
+
+Status VolumeImpl::checkpoint() { return store_->checkpoint(); }
+
+// ---- Requests ----------------------------------------------------------------------------------
+
+uint64_t VolumeImpl::chunk_length(ChunkIndex chunk) const {
+  return std::min(chunk_bytes_, origin_bytes_ - chunk * chunk_bytes_);
+}
+
+std::shared_ptr<GenerationState> VolumeImpl::generation_state() {
+  MutexLock lock(state_mutex_);
+  return state_owner_;
+}
+
+std::shared_ptr<View> VolumeImpl::open_origin() { return origin_view_; }
+
+Result<std::shared_ptr<View>> VolumeImpl::open_snapshot(const Uuid& uuid) {
+  UuidBytes bytes;
+  std::memcpy(bytes.data(), uuid.bytes, bytes.size());
+  MutexLock lock = store_->lock();
+  const Snapshot* snapshot = store_->snapshots().find(bytes);
+  if (!snapshot) return Status(Code::NOT_FOUND, "no such snapshot");
+  if (snapshot->deleted()) return Status(Code::SNAPSHOT_DELETED, "the snapshot was deleted");
+  if (snapshot->state != format::SnapshotState::LIVE)
+    return Status(Code::NOT_FOUND, "the snapshot is still being created");
+  MutexLock views(views_mutex_);
+  if (const auto at = views_.find(bytes); at != views_.end())
+    if (std::shared_ptr<VolumeView> view = at->second.lock()) return std::shared_ptr<View>(view);
+  auto view = std::make_shared<VolumeView>();
+  view->size_bytes = snapshot->size_bytes;
+  view->read_only = true;
+  view->uuid = uuid;
+  view->generation = snapshot->generation;
+  views_[bytes] = view;
+  return std::shared_ptr<View>(view);
+}
+
+void VolumeImpl::finish(IoRequest& request, Status status) {
+  request.status = std::move(status);
+  request.done(request);
+}
+
+bool VolumeImpl::submit(IoRequest& request, bool may_block) {
+  request.status = Status();
+  request.internal = {};
+  VolumeView& view = view_of(request);
+  CSNAP_ASSERT(request.offset + request.length <= view.size_bytes);
+  if (store_->failed()) {
+    request.status = store_->failure();
+    return true;
+  }
+  const bool origin = view.generation == 0;
+  switch (request.op) {
+    case IoOp::READ:
+      counters_.reads.fetch_add(1, std::memory_order_relaxed);
+      counters_.read_bytes.fetch_add(request.length, std::memory_order_relaxed);
+      if (request.length == 0) return true;
+      if (origin && origin_.read_nowait(request.offset, request.data, request.length)) return true;
+      break;
+    case IoOp::CACHE:
+      return true;  // a hint; the page cache does without
+    case IoOp::FLUSH:
+      counters_.flushes.fetch_add(1, std::memory_order_relaxed);
+      if (!origin) return true;
+      enqueue_flush(request);
+      return false;
+    case IoOp::WRITE:
+    case IoOp::TRIM:
+    case IoOp::WRITE_ZEROES:
+      CSNAP_ASSERT(origin && !options_.look_only);
+      counters_.writes.fetch_add(1, std::memory_order_relaxed);
+      counters_.write_bytes.fetch_add(request.length, std::memory_order_relaxed);
+      // A write waits for nothing but the page cache; zeroing and trimming work on the file's map.
+      if (request.op == IoOp::WRITE || may_block) return attempt_write(request) == Attempt::DONE;
+      pool_->run([this, &request] {
+        if (attempt_write(request) == Attempt::DONE) finish(request, request.status);
+      });
+      return false;
+  }
+  const auto read = [this, &request, &view, origin] {
+    return origin ? read_origin(request.offset, request.length, request.data)
+                  : read_snapshot(view, request.offset, request.length, request.data);
+  };
+  if (may_block || !pool_) {
+    request.status = read();
+    return true;
+  }
+  pool_->run([this, &request, read] { finish(request, read()); });
+  return false;
+}
+
+Status VolumeImpl::run(IoRequest& request) {
+  struct Waiter {
+    Mutex mutex;
+    CondVar done;
+    bool finished = false;
+  } waiter;
+  request.owner = &waiter;
+  request.done = [](IoRequest& finished) {
+    auto* owner = static_cast<Waiter*>(finished.owner);
+    MutexLock lock(owner->mutex);
+    owner->finished = true;
+    owner->done.notify_one();
+  };
+  if (submit(request, true)) return request.status;
+  MutexLock lock(waiter.mutex);
+  while (!waiter.finished) waiter.done.wait(lock);
+  return request.status;
+}
+
+void VolumeImpl::run_on_pool(std::function<void()> task) { pool_->run(std::move(task)); }
+
+// ---- Failure, events, info ---------------------------------------------------------------------
+
+void VolumeImpl::fail(const Status& why, bool sync_failed) {
+  if (store_->failed()) return;
+  store_->fail(why, sync_failed);
+  emit(VolumeEvent::Kind::FAILED, nullptr, "the volume has stopped: " + why.message());
+  MutexLock lock(space_mutex_);
+  space_changed_.notify_all();
+}
+
+void VolumeImpl::emit(VolumeEvent::Kind kind, const Snapshot* snapshot, std::string message) {
+  if (!options_.on_event) return;
+  VolumeEvent event;
+  event.kind = kind;
+  if (snapshot) {
+    std::memcpy(event.snapshot.bytes, snapshot->uuid.data(), snapshot->uuid.size());
+    event.name = snapshot->name;
+  }
+  event.message = std::move(message);
+  options_.on_event(event);
+}
+
+VolumeInfo VolumeImpl::info() {
+  VolumeInfo info;
+  {
+    MutexLock lock = store_->lock();
+    const Superblock& sb = store_->superblock();
+    info.name = field_text(sb.volume_name);
+    std::memcpy(info.volume_uuid.bytes, sb.volume_uuid, 16);
+    std::memcpy(info.store_uuid.bytes, sb.store_uuid, 16);
+    std::memcpy(info.durability_id.bytes, sb.durability_id, 16);
+    info.epoch = store_->epoch();
+    info.superblock_sequence = sb.sequence;
+    info.durability = static_cast<format::DurabilityMode>(sb.durability_mode);
+    info.on_full = static_cast<format::OnFull>(sb.on_full);
+    info.origin_bytes = sb.origin_bytes;
+    info.store_bytes = sb.store_bytes;
+    info.chunk_bytes = sb.chunk_bytes;
+    info.journal_bytes = sb.journal_bytes;
+    info.origin_path = field_text(sb.origin_path);
+    info.origin_identity = field_text(sb.origin_identity);
+    info.created_ns = sb.created_ns;
+    info.generation = sb.generation;
+    info.sync_failed = sb.state & format::kStateSyncFailed;
+    info.suspect = sb.state & format::kStateSuspect;
+    info.reclaim_active = store_->snapshots().deleted_count() > 0;
+    info.reclaim_rate_bytes = sb.reclaim_rate_bytes;
+    info.staged_limit_bytes = sb.staged_limit_bytes;
+    info.cache_limit_bytes = sb.cache_limit_bytes;
+    info.snapshots_live = static_cast<uint32_t>(store_->snapshots().live_count());
+    info.snapshots_deleting = static_cast<uint32_t>(store_->snapshots().deleted_count());
+    info.journal_used_bytes = store_->journal().used_bytes();
+    info.blocks_total = store_->space_map().block_count();
+    info.blocks_free = store_->space_map().free_blocks();
+    info.blocks_reserve = store_->reserve_blocks();
+    uint64_t data = 0;
+    for (const auto& [holders, count] : store_->counters().buckets()) data += count;
+    info.blocks_data = data * store_->space_map().chunk_blocks();
+    const uint64_t used = store_->space_map().used_blocks();
+    const uint64_t head = (format::kJournalOffset + sb.journal_bytes) / kBlockBytes;
+    info.blocks_metadata = used - std::min(used, info.blocks_data + head);
+  }
+  info.exceptions = store_->index().stats().entries;
+  info.clean = store_->recovery().was_clean;
+  info.replayed_records = store_->recovery().records;
+  info.dropped_entries = store_->recovery().dropped_entries;
+  info.lost_entries = store_->recovery().lost_entries;
+  info.failed = store_->failed();
+  if (info.failed) info.failure = store_->failure().message();
+  info.reads = counters_.reads.load();
+  info.writes = counters_.writes.load();
+  info.flushes = counters_.flushes.load();
+  info.read_bytes = counters_.read_bytes.load();
+  info.write_bytes = counters_.write_bytes.load();
+  info.copy_outs = counters_.copy_outs.load();
+  info.zero_chunks = counters_.zero_chunks.load();
+  info.commits = counters_.commits.load();
+  info.checkpoints = store_->checkpoints();
+  info.parked = counters_.parked.load();
+  info.checksum_errors = counters_.checksum_errors.load();
+  info.chunks_freed = counters_.chunks_freed.load();
+  return info;
+}
+
+}  // namespace csnap

@@ -1,0 +1,203 @@
+// VolumeImpl: the volume in parts. Each .cc is one step of a request's life:
+//   volume.cc          open, close, submit (which path a request takes), info
+//   origin_write.cc    write, write-zeroes, trim: in place where copied, else parked
+//   committer.cc       copy-out in groups with one sync; wakes the parked
+//   flusher.cc         FLUSH, FUA and mode sync: one origin sync for many
+//   origin_read.cc     reads of the origin, block status
+//   snapshot_read.cc   reads of a snapshot
+//   snapshots.cc       create, delete, list, properties, diff
+//   reclaimer.cc       frees what no snapshot holds; the store-full policy
+//   care.cc            check, dump
+//
+// Locks, in the order they may be taken: snapshot_mutex_, the store's transaction lock, then any of
+// the leaf mutexes (pending_mutex_, flush_mutex_, space_mutex_, views_mutex_, state_mutex_); never
+// two leaves at once. Inside a section only device I/O and index lookups happen.
+#pragma once
+
+#include <map>
+#include <unordered_map>
+
+#include "store/store.h"
+#include "volume/generation_state.h"
+#include "volume/io_pool.h"
+#include "volume/sections.h"
+#include "volume/volume.h"
+
+namespace csnap {
+
+class VolumeView final : public View {
+ public:
+  Generation generation = 0;  // of the snapshot; 0: the origin
+  std::atomic<bool> deleted{false};
+};
+
+class VolumeImpl final : public Volume {
+ public:
+  explicit VolumeImpl(VolumeOptions options);
+  ~VolumeImpl() override;
+  Status start();
+
+  Status close() override;
+  std::shared_ptr<View> open_origin() override;
+  Result<std::shared_ptr<View>> open_snapshot(const Uuid& uuid) override;
+  bool submit(IoRequest& request, bool may_block) override;
+  Status run(IoRequest& request) override;
+  Status block_status(View& view, uint64_t offset, uint64_t length, size_t max_extents,
+                      std::vector<BlockStatusExtent>& out) override;
+  void run_on_pool(std::function<void()> task) override;
+  Result<SnapshotInfo> create_snapshot(
+      const std::string& name, bool pinned, uint8_t priority,
+      const std::vector<std::pair<std::string, std::string>>& labels) override;
+  Status delete_snapshot(const Uuid& uuid, bool dropped) override;
+  Result<SnapshotInfo> update_snapshot(const Uuid& uuid, const SnapshotChanges& changes) override;
+  Result<std::vector<SnapshotInfo>> list_snapshots() override;
+  Status update_settings(const Settings& settings) override;
+  void decide_drop(const Uuid& uuid) override;
+  Result<uint64_t> freed_if_deleted(const std::vector<Uuid>& uuids) override;
+  Status diff(const Uuid& a, const Uuid& b,
+              const std::function<bool(ChunkIndex first, uint64_t count)>& out) override;
+  VolumeInfo info() override;
+  Status checkpoint() override;
+  Result<CheckReport> check(bool data,
+                            const std::function<void(uint64_t, uint64_t)>& progress) override;
+  Status dump(const std::function<bool(const std::string&)>& line) override;
+  Status wait_reclaimed() override;
+
+ private:
+  // -- volume.cc
+  Status open_parts();
+  Status judge_origin(const format::Superblock& sb, bool& accepted) const;
+  void emit(VolumeEvent::Kind kind, const Snapshot* snapshot, std::string message);
+  void fail(const Status& why, bool sync_failed);
+  void finish(IoRequest& request, Status status);  // calls done
+  void stop_threads();
+  void maintain();  // the checkpoint thread
+  std::shared_ptr<GenerationState> generation_state();
+  static VolumeView& view_of(const IoRequest& request) {
+    return static_cast<VolumeView&>(*request.view);
+  }
+  uint64_t chunk_of(uint64_t offset) const { return offset / chunk_bytes_; }
+  // Bytes of this chunk that the origin has.
+  uint64_t chunk_length(ChunkIndex chunk) const;
+
+  // -- origin_write.cc
+  enum class Attempt { DONE, PARKED };
+  // One go at a write-like request: does pieces until it is finished or a piece has to be parked.
+  Attempt attempt_write(IoRequest& request);
+  Status write_piece(IoRequest& request, GenerationState& state, uint64_t offset, uint64_t length);
+  Status zero_piece(IoRequest& request, uint64_t offset, uint64_t length);
+  Status trim_piece(GenerationState& state, uint64_t offset, uint64_t length);
+  bool learn_copied(GenerationState& state, ChunkIndex first, ChunkIndex last);
+  bool park(IoRequest& request, GenerationState& state, uint64_t offset, uint64_t length);
+  void resume(IoRequest& request);
+  Attempt after_write(IoRequest& request, Status status);
+
+  // -- committer.cc
+  void commit_loop();
+  void commit_group(const std::vector<ChunkIndex>& chunks);
+  struct CopyOut {
+    Entry entry;
+    bool held = false;  // its store chunk is held and not recorded yet
+  };
+  Status copy_out(ChunkIndex chunk, std::vector<std::byte>& buffer, CopyOut& out);
+  Status record_group(std::vector<CopyOut>& group, GenerationState& state);
+  void release_waiters(const std::vector<ChunkIndex>& chunks, const Status& status);
+  bool wait_for_space();
+
+  // -- flusher.cc
+  void enqueue_flush(IoRequest& request);
+  void flush_round();
+
+  // -- origin_read.cc, snapshot_read.cc
+  Status read_origin(uint64_t offset, uint64_t length, void* data);
+  Status read_snapshot(VolumeView& view, uint64_t offset, uint64_t length, void* data);
+  Status read_snapshot_piece(VolumeView& view, ChunkIndex chunk, uint64_t start, uint64_t length,
+                             std::byte* data);
+  Status read_entry(const Entry& entry, uint64_t start, uint64_t length, std::byte* data);
+  Result<std::optional<Entry>> lookup(ChunkIndex chunk, Generation generation);
+  Status origin_extents(uint64_t offset, uint64_t length, size_t max_extents,
+                        std::vector<BlockStatusExtent>& out);
+
+  // -- snapshots.cc
+  SnapshotInfo info_of(const Snapshot& snapshot);
+  Result<Snapshot> begin_snapshot(Snapshot snapshot);
+  Status complete_snapshot(const Snapshot& snapshot);
+  void refresh_newest_live();
+
+  // -- reclaimer.cc
+  void reclaim_loop();
+  Status reclaim_pass();
+  Status reclaim_batch(const std::vector<Entry>& scanned, uint64_t& freed);
+  Status free_entries(Store::Transaction& transaction, const std::vector<Entry>& entries);
+  bool freeable(const Entry& entry, const Entry* before, Status& status);
+  bool low_water();
+  void follow_policy(bool urgent, bool& progressed);
+  std::optional<Uuid> choose_victim();
+  void throttle(uint64_t freed_chunks);
+
+  const VolumeOptions options_;
+  Device& origin_;
+  std::unique_ptr<Store> store_;
+  uint64_t chunk_bytes_ = 0;
+  uint64_t chunk_count_ = 0;
+  uint64_t origin_bytes_ = 0;
+  bool sync_mode_ = false;
+
+  Sections writers_;
+  Sections readers_;
+  std::atomic<GenerationState*> state_{nullptr};  // for writers inside a section
+  Mutex state_mutex_;
+  std::shared_ptr<GenerationState> state_owner_;  // for everybody else
+
+  std::unique_ptr<ChunkBitmap> verified_;  // store chunks whose checksum was seen right, by run
+
+  Mutex snapshot_mutex_;  // one creation at a time
+
+  Mutex views_mutex_;
+  std::shared_ptr<VolumeView> origin_view_;
+  std::map<UuidBytes, std::weak_ptr<VolumeView>> views_;
+
+  // Parked requests, by chunk. An entry lives until the chunk's waiters are released.
+  Mutex pending_mutex_;
+  CondVar pending_wake_;
+  std::map<ChunkIndex, std::vector<IoRequest*>> pending_;
+  ChunkIndex commit_cursor_ = 0;
+  bool committer_stop_ = false;
+
+  Mutex flush_mutex_;
+  std::vector<IoRequest*> flush_waiting_;
+  bool flush_running_ = false;
+
+  // Reclaim and the store-full policy.
+  Mutex space_mutex_;
+  CondVar space_wake_;     // the reclaimer waits here
+  CondVar space_changed_;  // those who wait for it wait here
+  bool reclaim_kicked_ = false;
+  bool reclaim_stop_ = false;
+  bool reclaim_idle_ = true;
+  uint64_t space_requests_ = 0;  // tickets of wait_for_space()
+  uint64_t space_served_ = 0;
+  bool space_progressed_ = false;
+  bool low_water_told_ = false;
+  uint64_t drop_deadline_ms_ = 0;
+  bool drop_answered_ = false;
+  Uuid drop_answer_;
+
+  Mutex maintain_mutex_;
+  CondVar maintain_wake_;
+  bool maintain_stop_ = false;
+
+  Thread committer_;
+  Thread reclaimer_;
+  Thread maintainer_;
+  std::unique_ptr<IoPool> pool_;
+  bool closed_ = false;
+
+  struct {
+    std::atomic<uint64_t> reads{0}, writes{0}, flushes{0}, read_bytes{0}, write_bytes{0};
+    std::atomic<uint64_t> copy_outs{0}, zero_chunks{0}, commits{0}, parked{0};
+    std::atomic<uint64_t> checksum_errors{0}, chunks_freed{0};
+  } counters_;
+};
+
+}  // namespace csnap
