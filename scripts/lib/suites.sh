@@ -8,7 +8,7 @@ readonly SUITES=(lint unit native native-asan native-tsan simulation fuzz wire c
 
 # Minutes in the default tier and with --full.
 declare -rA BUDGET_QUICK=([lint]=2 [unit]=2 [native]=3 [native-asan]=4 [native-tsan]=4
-  [simulation]=3 [fuzz]=5 [wire]=4 [crash]=3 [package]=3 [vm]=6 [mutants]=20)
+  [simulation]=3 [fuzz]=8 [wire]=4 [crash]=3 [package]=3 [vm]=6 [mutants]=20)
 declare -rA BUDGET_FULL=([lint]=2 [unit]=4 [native]=10 [native-asan]=15 [native-tsan]=15
   [simulation]=30 [fuzz]=65 [wire]=8 [crash]=15 [package]=3 [vm]=20 [mutants]=30)
 
@@ -20,9 +20,9 @@ declare -rA INPUTS=(
   [simulation]='native binding.gyp package-lock.json scripts test/fixtures'
 )
 
-readonly TEST_PACKAGES=(g++ make python3 doctest-dev clang-format-14 nbdkit libnbd-bin
-  python3-libnbd qemu-utils qemu-system-x86 nbd-client nbd-server fio busybox-static e2fsprogs
-  xfsprogs gnutls-bin openssl curl jq)
+readonly TEST_PACKAGES=(g++ make python3 git doctest-dev clang-format-14 clang-16 libclang-rt-16-dev
+  nbdkit libnbd-bin python3-libnbd qemu-utils qemu-system-x86 nbd-client nbd-server fio
+  busybox-static e2fsprogs xfsprogs gnutls-bin openssl curl)
 
 # The simulated-disk tests are one doctest suite of the native program; `native` leaves them out.
 readonly SIMULATION=simulation
