@@ -1,34 +1,34 @@
 // The only file that loads the addon. Its types are the contract between TypeScript and C++: about a
 // dozen calls; no buffer of chunk data ever crosses. Byte counts and chunk numbers are JS numbers
 // (< 2^53), opaque 64-bit values (epoch, sequence, times in ns) are bigint, uuids are text.
-import { createRequire } from 'node:module';
+import { createRequire } from "node:module";
 
 /** Names of native/base/error_codes.def. */
 export type NativeErrorCode =
-  | 'IO_ERROR'
-  | 'NO_SPACE'
-  | 'INVALID_ARGUMENT'
-  | 'OUT_OF_RANGE'
-  | 'READ_ONLY'
-  | 'NOT_FOUND'
-  | 'ALREADY_EXISTS'
-  | 'BUSY'
-  | 'CORRUPT'
-  | 'WRONG_ORIGIN'
-  | 'ORIGIN_CHANGED'
-  | 'NOT_A_STORE'
-  | 'NEWER_FORMAT'
-  | 'TRUNCATED'
-  | 'FAILED'
-  | 'NEEDS_ACCEPT_LOSS'
-  | 'FENCED'
-  | 'NOT_SUPPORTED'
-  | 'SHUTTING_DOWN'
-  | 'SNAPSHOT_DELETED'
-  | 'LIMIT'
-  | 'SHORT_IO'
-  | 'STORE_IN_USE'
-  | 'WOULD_BLOCK';
+  | "IO_ERROR"
+  | "NO_SPACE"
+  | "INVALID_ARGUMENT"
+  | "OUT_OF_RANGE"
+  | "READ_ONLY"
+  | "NOT_FOUND"
+  | "ALREADY_EXISTS"
+  | "BUSY"
+  | "CORRUPT"
+  | "WRONG_ORIGIN"
+  | "ORIGIN_CHANGED"
+  | "NOT_A_STORE"
+  | "NEWER_FORMAT"
+  | "TRUNCATED"
+  | "FAILED"
+  | "NEEDS_ACCEPT_LOSS"
+  | "FENCED"
+  | "NOT_SUPPORTED"
+  | "SHUTTING_DOWN"
+  | "SNAPSHOT_DELETED"
+  | "LIMIT"
+  | "SHORT_IO"
+  | "STORE_IN_USE"
+  | "WOULD_BLOCK";
 
 /** An operating error of the core. The message is one line for a person. */
 export class NativeError extends Error {
@@ -36,14 +36,14 @@ export class NativeError extends Error {
   readonly errno: number;
   constructor(code: NativeErrorCode, message: string, errno: number) {
     super(message);
-    this.name = 'NativeError';
+    this.name = "NativeError";
     this.code = code;
     this.errno = errno;
   }
 }
 
-export type OnFull = 'drop-snapshots' | 'refuse-writes';
-export type Durability = 'flush' | 'sync';
+export type OnFull = "drop-snapshots" | "refuse-writes";
+export type Durability = "flush" | "sync";
 
 export interface CreateStoreOptions {
   readonly volumeName: string;
@@ -87,16 +87,16 @@ export interface OpenVolumeOptions {
 }
 
 export type VolumeEventKind =
-  | 'snapshot-created'
-  | 'snapshot-deleted'
-  | 'snapshot-dropped'
-  | 'snapshot-reclaimed'
-  | 'low-water'
-  | 'high-water'
-  | 'store-full'
-  | 'checksum-error'
-  | 'failed'
-  | 'connection-closed';
+  | "snapshot-created"
+  | "snapshot-deleted"
+  | "snapshot-dropped"
+  | "snapshot-reclaimed"
+  | "low-water"
+  | "high-water"
+  | "store-full"
+  | "checksum-error"
+  | "failed"
+  | "connection-closed";
 
 export interface NativeVolumeEvent {
   readonly kind: VolumeEventKind;
@@ -112,7 +112,7 @@ export interface NativeVolumeEvent {
 export interface NativeSnapshot {
   readonly uuid: string;
   readonly name: string;
-  readonly state: 'creating' | 'live' | 'deleted' | 'dropped';
+  readonly state: "creating" | "live" | "deleted" | "dropped";
   readonly generation: bigint;
   readonly createdNs: bigint;
   readonly sizeBytes: number;
@@ -267,5 +267,5 @@ export interface NativeBinding {
 const require = createRequire(import.meta.url);
 
 /** The addon, loaded once. */
-export const native = require('../build/Release/csnap.node') as NativeBinding;
+export const native = require("../build/Release/csnap.node") as NativeBinding;
 native.setErrorClass(NativeError);
