@@ -123,7 +123,7 @@ TEST_CASE("index_descending_inserts_leave_leaves_at_least_half_full") {
   Index index(io, {});
   index.open({}, 0);
   constexpr uint64_t kGroups = 20;
-  constexpr uint64_t kRun = 2000;
+  constexpr uint64_t kRun = 16 * format::kLeafEntriesMax;
   for (uint64_t group = 0; group < kGroups; group++)
     for (uint64_t i = 0; i < kRun; i++) insert(index, key(group * 100000 + i));
   for (uint64_t group = 0; group < kGroups; group++)
@@ -165,6 +165,34 @@ TEST_CASE("index_change_after_a_freeze_shadows_the_path_once (M1, X3)") {
   old.open(tree.root, 500);
   CHECK(find(old, key(2000, 1))->location.block() == 201);
   CHECK(find(*tree.index, key(2000, 1))->location.block() == 98);
+}
+
+TEST_CASE("index_blocks_needed_covers_changes_that_shadow_split_and_merge_everywhere") {
+  // Every change hits a clean path: full nodes for inserts, sparse ones for erases.
+  constexpr uint64_t kCount = 3000;
+  for (const bool inserting : {true, false}) {
+    for (const uint64_t changes : {1, 2, 7, 60, 400}) {
+      Written tree(kCount, kTiny);
+      if (!inserting)
+        for (uint64_t i = 0; i < kCount; i++)
+          if (i % 4 >= 2) CHECK(erase(*tree.index, key(i * 10, 1 + i % 5)));
+      checkpoint(*tree.index, tree.io);
+      const uint64_t step = kCount / changes / 4 * 4;
+      for (uint64_t first = 0; first < std::min<uint64_t>(step, 100); first += 4) {
+        const uint64_t bound = tree.index->blocks_needed(changes);
+        const uint64_t before = tree.io.allocations();
+        for (uint64_t i = first; i < first + changes * step && i < kCount; i += step) {
+          if (inserting)
+            insert(*tree.index, key(i * 10 + 5 + first % 3));
+          else
+            CHECK(erase(*tree.index, key(i * 10, 1 + i % 5)));
+        }
+        CHECK(tree.io.allocations() - before <= bound);
+        CHECK(bound <= changes * 4 * (tree.index->stats().height + 2u));
+        checkpoint(*tree.index, tree.io);
+      }
+    }
+  }
 }
 
 TEST_CASE("index_freeze_hands_out_children_first_and_nothing_when_clean") {
