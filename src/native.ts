@@ -96,7 +96,8 @@ export type VolumeEventKind =
   | "store-full"
   | "checksum-error"
   | "failed"
-  | "connection-closed";
+  | "connection-closed"
+  | "request-failed";
 
 export interface NativeVolumeEvent {
   readonly kind: VolumeEventKind;
@@ -105,7 +106,7 @@ export interface NativeVolumeEvent {
   /** name of the snapshot, or '' */
   readonly name: string;
   readonly message: string;
-  /** of 'connection-closed' */
+  /** of 'connection-closed' (the message says why) and 'request-failed' (at most one a second) */
   readonly connection?: number;
 }
 
@@ -247,8 +248,6 @@ export interface NativeVolume {
 export interface NativeBinding {
   readonly errorCodes: Readonly<Record<NativeErrorCode, number>>;
   readonly formatVersion: number;
-  /** Sizes and offsets of the disk structs, for FORMAT.md's test. */
-  formatLayout(): Record<string, Record<string, [offset: number, size: number]>>;
   setErrorClass(errorClass: typeof NativeError): void;
   createStore(options: CreateStoreOptions): Promise<StoreSummary>;
   /** Of the store at `path`; takes no lock. */

@@ -1,0 +1,106 @@
+// The addon's entry: NativeBinding of src/native.ts. Besides the volume calls it holds the few
+// system calls that Node lacks and the server needs.
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include "addon/plumbing.h"
+#include "addon/store_calls.h"
+#include "addon/volume_object.h"
+#include "io/unique_fd.h"
+#include "store/format.h"
+
+namespace csnap::addon {
+namespace {
+
+Napi::Object error_codes(Napi::Env env) {
+  Napi::Object codes = Napi::Object::New(env);
+#define X(name, value, text) codes.Set(#name, Napi::Number::New(env, value));
+#include "base/error_codes.def"
+#undef X
+  return codes;
+}
+
+Napi::Value set_error_class(const Napi::CallbackInfo& call) {
+  if (!call[0].IsFunction()) {
+    Napi::TypeError::New(call.Env(), "a class is expected").ThrowAsJavaScriptException();
+    return call.Env().Undefined();
+  }
+  addon_data(call.Env()).error_class = Napi::Persistent(call[0].As<Napi::Function>());
+  return call.Env().Undefined();
+}
+
+Napi::Value socket_pair(const Napi::CallbackInfo& call) {
+  int fds[2];
+  if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) != 0)
+    return throw_status(call.Env(), Status::from_errno(errno, "a socket pair can't be made"));
+  const Napi::Array pair = Napi::Array::New(call.Env(), 2);
+  pair.Set(uint32_t{0}, Napi::Number::New(call.Env(), fds[0]));
+  pair.Set(uint32_t{1}, Napi::Number::New(call.Env(), fds[1]));
+  return pair;
+}
+
+Napi::Value duplicate(const Napi::CallbackInfo& call) {
+  const int fd = call[0].IsNumber() ? call[0].As<Napi::Number>().Int32Value() : -1;
+  const int copy = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+  if (copy < 0)
+    return throw_status(call.Env(), Status::from_errno(errno, "a descriptor can't be duplicated"));
+  return Napi::Number::New(call.Env(), copy);
+}
+
+bool send_notification(std::string path, const std::string& text) {
+  sockaddr_un address = {};
+  address.sun_family = AF_UNIX;
+  if (path.empty() || path.size() > sizeof address.sun_path) return false;
+  if (path[0] == '@') path[0] = '\0';  // abstract
+  memcpy(address.sun_path, path.data(), path.size());
+  const UniqueFd fd(socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  if (!fd) return false;
+  const auto length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + path.size());
+  const ssize_t n = sendto(fd.get(), text.data(), text.size(), MSG_NOSIGNAL,
+                           reinterpret_cast<const sockaddr*>(&address), length);
+  return n == static_cast<ssize_t>(text.size());
+}
+
+Napi::Value notify(const Napi::CallbackInfo& call) {
+  if (!call[0].IsString() || !call[1].IsString()) {
+    Napi::TypeError::New(call.Env(), "a path and a text are expected").ThrowAsJavaScriptException();
+    return call.Env().Undefined();
+  }
+  return Napi::Boolean::New(call.Env(), send_notification(call[0].As<Napi::String>().Utf8Value(),
+                                                          call[1].As<Napi::String>().Utf8Value()));
+}
+
+Napi::Object init(Napi::Env env, Napi::Object exports) {
+  auto data = std::make_unique<AddonData>();
+  data->queue = JsQueue::make(env);
+  data->volume_class = Napi::Persistent(VolumeObject::define(env));
+  env.SetInstanceData<AddonData>(data.release());  // the environment deletes it
+
+  const auto add = [&](const char* name, Napi::Value (*call)(const Napi::CallbackInfo&)) {
+    exports.Set(name, Napi::Function::New(env, call, name));
+  };
+  exports.Set("errorCodes", error_codes(env));
+  exports.Set("formatVersion", Napi::Number::New(env, format::kFormatVersion));
+  add("setErrorClass", set_error_class);
+  add("createStore", create_store_call);
+  add("readStore", read_store_call);
+  add("wipeStore", wipe_store_call);
+  add("openVolume", open_volume_call);
+  add("socketPair", socket_pair);
+  add("duplicate", duplicate);
+  add("notify", notify);
+  return exports;
+}
+
+}  // namespace
+}  // namespace csnap::addon
+
+namespace {
+Napi::Object init_module(Napi::Env env, Napi::Object exports) {
+  return csnap::addon::init(env, exports);
+}
+}  // namespace
+NODE_API_MODULE(csnap, init_module)
