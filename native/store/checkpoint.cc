@@ -156,7 +156,8 @@ Result<Superblock> Store::pin_checkpoint() {
     pins_--;
     return status;
   }
-  return superblock_;
+  MutexLock written(superblock_mutex_);
+  return written_;
 }
 
 void Store::unpin_checkpoint() {
