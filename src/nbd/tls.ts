@@ -154,10 +154,12 @@ export function identityOf(socket: TLSSocket, offeredUser: string | undefined): 
 
 /**
  * In TLS 1.3 a client can offer a key and then be served by certificate instead, its proof never looked at.
- * There a used key shows as a resumed session, and real resumption is off.
+ * There a used key shows as a resumed session under SHA-256, and real resumption is off.
  */
 function usedPresharedKey(socket: TLSSocket): boolean {
-  return socket.getProtocol() === "TLSv1.3" ? socket.isSessionReused() : /PSK/.test(socket.getCipher().name);
+  const suite = socket.getCipher().name;
+  if (socket.getProtocol() !== "TLSv1.3") return /PSK/.test(suite);
+  return socket.isSessionReused() && suite.endsWith("_SHA256");
 }
 
 function commonNames(subject: string | undefined): string[] {
