@@ -50,7 +50,7 @@ native_test_directory() {
   esac
 }
 
-# build_native_tests SANITIZE: builds and prints nothing but errors; the program is
+# build_native_tests SANITIZE: builds; the program is
 # DIRECTORY/build/Release/native_tests with DIRECTORY as above.
 build_native_tests() {
   local sanitize=$1 name directory hash link
@@ -58,6 +58,7 @@ build_native_tests() {
   directory=$PROJECT_DIR/$name
   hash=$(content_hash binding.gyp native package-lock.json)
   [[ -x $directory/build/Release/native_tests ]] && stamp_is "$name" "$hash" && return
+  say "building the native tests in $name"
   unstamp "$name"
   mkdir -p "$directory"
   for link in binding.gyp native node_modules package.json; do
