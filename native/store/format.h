@@ -37,9 +37,8 @@ constexpr uint64_t kIncompatSupported = 0;
 
 constexpr uint32_t kStateClean = 1 << 0;       // closed in order: origin current, nothing to replay
 constexpr uint32_t kStateSyncFailed = 1 << 1;  // W9: only --accept-loss opens it
-constexpr uint32_t kStateSuspect = 1 << 2;     // --accept-origin was used: see suspect flag of snapshots
 
-constexpr uint32_t kStateCountersEstimated = 1 << 3;  // more kinds of sharing than counters
+constexpr uint32_t kStateCountersEstimated = 1 << 2;  // more kinds of sharing than counters
 
 enum class DurabilityMode : uint8_t { FLUSH = 0, SYNC = 1 };
 enum class OnFull : uint8_t { DROP_SNAPSHOTS = 0, REFUSE_WRITES = 1 };
@@ -56,7 +55,7 @@ static_assert(sizeof(EpochTerm) == 24);
 // A copy-on-write tree's root. block 0: empty.
 struct TreeRoot {
   le64 block;
-  le32 crc;    // of the root block
+  le32 crc;       // of the root block
   uint8_t level;  // 0: the root is a leaf
   uint8_t reserved[3];
 };
@@ -97,8 +96,8 @@ struct Superblock {
   uint8_t on_full;
   uint8_t origin_kind;  // OriginKind
   uint8_t reserved0[5];
-  le64 created_ns;  // Unix time
-  le64 generation;  // the origin volume's current generation; the next snapshot gets it
+  le64 created_ns;       // Unix time
+  le64 generation;       // the origin volume's current generation; the next snapshot gets it
   le64 snapshot_serial;  // grows with each snapshot and clone ever made
   le32 next_volume_id;
   le32 reserved1;
@@ -106,21 +105,23 @@ struct Superblock {
   TreeRoot space_map;
   TreeRoot snapshot_table;
   TreeRoot space_counters;
-  le64 snapshot_slots;    // slots of the table that may be in use
-  le64 counter_slots;     // the same of the space counters
-  le64 exception_count;   // entries of the index without counters
-  le64 journal_tail;      // byte position (counted from init, not wrapped) of the first record kept
-  le64 tail_sequence;     // sequence of that record
+  le64 snapshot_slots;   // slots of the table that may be in use
+  le64 counter_slots;    // the same of the space counters
+  le64 exception_count;  // entries of the index without counters
+  le64 journal_tail;     // byte position (counted from init, not wrapped) of the first record kept
+  le64 tail_sequence;    // sequence of that record
   le64 confirmed_sequence;
   IndexKey reclaim_cursor;
   le32 reclaim_active;  // 1: a pass stands at reclaim_cursor
-  le64 reclaim_pass;      // serial: snapshots deleted at or before this serial are served by the pass
-  le64 delete_serial;     // serial of the latest deletion
+  le64 reclaim_pass;    // serial: snapshots deleted at or before this serial are served by the pass
+  le64 delete_serial;   // serial of the latest deletion
   le64 staged_limit_bytes;
   le64 cache_limit_bytes;
   le64 reclaim_rate_bytes;  // per second; 0: default
   le64 window_start_block;  // F8: where the running term may write; 0 and 0: anywhere
   le64 window_block_count;
+  // Snapshots up to this serial are suspect: the origin had changed unseen (--accept-origin).
+  le64 suspect_serial;
   le64 origin_mtime_ns;  // of a file, at a clean stop
   le64 origin_ctime_ns;
   Hold hold;
@@ -130,7 +131,7 @@ struct Superblock {
   char volume_name[kNameBytesMax];  // NUL padded
   char origin_identity[512];        // text, NUL padded; see io/identity.h
   char origin_path[1024];           // a hint for import, NUL padded; empty where longer
-  uint8_t reserved3[1560];
+  uint8_t reserved3[1552];
 };
 static_assert(sizeof(Superblock) == 4096);
 
@@ -213,15 +214,14 @@ constexpr size_t kDirectoryEntriesMax = kBlockPayloadBytes / sizeof(DirectoryEnt
 constexpr uint64_t kSpacePageBits = kBlockPayloadBytes * 8;  // 32256
 
 enum class SnapshotState : uint8_t {
-  FREE = 0,       // slot unused
-  CREATING = 1,   // no completion record yet: deleted at open (W6)
+  FREE = 0,      // slot unused
+  CREATING = 1,  // no completion record yet: deleted at open (W6)
   LIVE = 2,
-  DELETED = 3,    // waits for reclaim
-  DROPPED = 4,    // deleted by the store-full policy; waits for reclaim
+  DELETED = 3,  // waits for reclaim
+  DROPPED = 4,  // deleted by the store-full policy; waits for reclaim
 };
 constexpr uint8_t kSnapshotPinned = 1 << 0;
-constexpr uint8_t kSnapshotSuspect = 1 << 1;
-constexpr uint8_t kSnapshotIsClone = 1 << 2;
+constexpr uint8_t kSnapshotIsClone = 1 << 1;
 constexpr size_t kLabelBytesMax = 1024;
 
 struct SnapshotSlot {

@@ -252,14 +252,17 @@ Status Recovery::stamp() {
   const bool was_flush =
       next.durability_mode == static_cast<uint8_t>(format::DurabilityMode::FLUSH);
   const bool lossy = (!clean && was_flush && other_boot) ||
-                     (next.state & format::kStateSyncFailed) || store.options_.origin_accepted;
+                     (next.state & format::kStateSyncFailed) || store.options_.accept_origin;
   if (lossy) {
     const UuidBytes id = store.options_.make_uuid();
     std::memcpy(next.durability_id, id.data(), id.size());
   }
-  uint32_t state = next.state & ~(format::kStateClean | format::kStateSyncFailed);
-  if (store.options_.origin_accepted) state |= format::kStateSuspect;
-  next.state = state;
+  next.state = next.state & ~(format::kStateClean | format::kStateSyncFailed);
+  if (store.options_.accept_origin) {
+    store.options_.accept_origin(next);
+    // Of all that the journal has told, too: RAM's serial, not the written one's.
+    next.suspect_serial = sb.snapshot_serial;
+  }
   std::memcpy(next.boot_id, store.options_.boot_id.data(), 16);
   next.durability_mode = static_cast<uint8_t>(store.options_.durability);
 
@@ -272,6 +275,10 @@ Status Recovery::stamp() {
   sb.sequence = next.sequence;
   sb.state = next.state;
   sb.durability_mode = next.durability_mode;
+  sb.suspect_serial = next.suspect_serial;
+  sb.origin_kind = next.origin_kind;
+  std::memcpy(sb.origin_identity, next.origin_identity, sizeof sb.origin_identity);
+  std::memcpy(sb.origin_path, next.origin_path, sizeof sb.origin_path);
   std::memcpy(sb.boot_id, next.boot_id, sizeof sb.boot_id);
   std::memcpy(sb.durability_id, next.durability_id, sizeof sb.durability_id);
   std::memcpy(sb.epochs, next.epochs, sizeof sb.epochs);

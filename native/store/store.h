@@ -38,8 +38,9 @@ struct StoreOptions {
   Device* origin = nullptr;  // read by recovery only (W1)
   bool look_only = false;
   bool accept_loss = false;
-  // The caller found the origin changed and goes on: new durability id, snapshots suspect.
-  bool origin_accepted = false;
+  // The caller found the origin changed and goes on: new durability id, the snapshots so far are
+  // suspect, and this writes the new origin into the superblock. Empty otherwise.
+  std::function<void(format::Superblock&)> accept_origin;
   format::DurabilityMode durability = format::DurabilityMode::FLUSH;
   UuidBytes boot_id{};
   IndexOptions index;

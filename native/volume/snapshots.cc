@@ -222,7 +222,7 @@ SnapshotInfo VolumeImpl::info_of(const Snapshot& snapshot) {
   info.size_bytes = snapshot.size_bytes;
   info.priority = snapshot.priority;
   info.pinned = snapshot.pinned();
-  info.suspect = snapshot.flags & format::kSnapshotSuspect;
+  info.suspect = snapshot.serial <= suspect_serial_;
   info.labels = snapshot.labels;
   MutexLock lock(views_mutex_);
   const auto at = views_.find(snapshot.uuid);

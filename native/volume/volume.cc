@@ -180,6 +180,8 @@ Status VolumeImpl::judge_origin(const Superblock& sb, bool& accepted) const {
                         "longer tell what it held; serve with --accept-origin to go on "
                         "(its snapshots are then marked suspect)");
   accepted = false;
+  if (options_.identity.text.size() >= sizeof sb.origin_identity)
+    return Status(Code::INVALID_ARGUMENT, origin_.name() + ": its identity is too long to be kept");
   if (status.ok() || options_.look_only) return Status();
   // A size can't be accepted: the index says nothing about what was cut off or added.
   if (!options_.accept_origin || round_down(origin_.size_bytes(), kSectorBytes) != sb.origin_bytes)
@@ -199,7 +201,12 @@ Status VolumeImpl::start() {
   store.origin = options_.origin;
   store.look_only = options_.look_only;
   store.accept_loss = options_.accept_loss;
-  store.origin_accepted = accepted;
+  if (accepted)
+    store.accept_origin = [this](Superblock& next) {
+      next.origin_kind = static_cast<uint8_t>(options_.identity.kind);
+      CSNAP_ASSERT(set_field_text(next.origin_identity, options_.identity.text));
+      set_field_text(next.origin_path, options_.identity.path);
+    };
   store.durability = options_.durability;
   store.index = options_.index;
   std::memcpy(store.boot_id.data(), options_.boot_id.bytes, store.boot_id.size());
@@ -218,6 +225,7 @@ Status VolumeImpl::start() {
 Status VolumeImpl::open_parts() {
   const Superblock& sb = store_->superblock();
   chunk_bytes_ = sb.chunk_bytes;
+  suspect_serial_ = sb.suspect_serial;
   origin_bytes_ = sb.origin_bytes;
   chunk_count_ = div_up(origin_bytes_, chunk_bytes_);
   sync_mode_ = options_.durability == format::DurabilityMode::SYNC;
@@ -457,7 +465,7 @@ VolumeInfo VolumeImpl::info() {
     info.created_ns = sb.created_ns;
     info.generation = sb.generation;
     info.sync_failed = sb.state & format::kStateSyncFailed;
-    info.suspect = sb.state & format::kStateSuspect;
+    info.suspect = sb.suspect_serial > 0;
     info.reclaim_active = store_->snapshots().deleted_count() > 0;
     info.reclaim_rate_bytes = sb.reclaim_rate_bytes;
     info.staged_limit_bytes = sb.staged_limit_bytes;

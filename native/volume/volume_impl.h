@@ -142,6 +142,7 @@ class VolumeImpl final : public Volume {
   uint64_t chunk_count_ = 0;
   uint64_t origin_bytes_ = 0;
   bool sync_mode_ = false;
+  uint64_t suspect_serial_ = 0;  // fixed at open
 
   Sections writers_;
   Sections readers_;
