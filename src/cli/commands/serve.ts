@@ -70,11 +70,12 @@ async function serve(context: Context, name: string, options: ServeOptions): Pro
     import("../../server/options.js"),
     import("../../server/serve.js"),
   ]);
+  const plan = planServe(name, context.runDir, settings, inherited);
   await serveVolume({
     native: await loadNative(),
     definition,
     runDir: context.runDir,
-    plan: planServe(name, context.runDir, settings, inherited),
+    plan,
     acceptOrigin: acceptOrigin ?? false,
     acceptLoss: acceptLoss ?? false,
     ready: (uri) => announce(`csnap: ${name} ready ${uri}\n`, inherited.length > 0),
