@@ -8,13 +8,14 @@ Result<std::shared_ptr<OpenVolume>> OpenVolume::open(const OpenVolumeOptions& op
                                                      Callbacks callbacks) {
   std::shared_ptr<OpenVolume> self(new OpenVolume());
   self->callbacks_ = std::move(callbacks);
+  if (same_object(options.store_path, options.origin_path))
+    return Status(Code::INVALID_ARGUMENT,
+                  options.store_path + " is origin and store at once: check the volume's paths");
   FileDeviceOptions device;
   device.read_only = options.look_only;
   CSNAP_TRY_ASSIGN(self->store_, FileDevice::open(options.store_path, device));
   device.small_folios = true;
   CSNAP_TRY_ASSIGN(self->origin_, FileDevice::open(options.origin_path, device));
-  if (self->store_->same_object(*self->origin_))
-    return Status(Code::INVALID_ARGUMENT, options.store_path + " is origin and store at once");
 
   VolumeOptions volume;
   volume.origin = self->origin_.get();

@@ -49,12 +49,12 @@ Result<std::unique_ptr<FileDevice>> open_origin(const std::string& path) {
 }
 
 // Checks an existing target and makes it as long as wanted.
-Status prepare_existing(const MakeStoreOptions& options, const FileDevice& origin) {
-  CSNAP_TRY_ASSIGN(const auto store, FileDevice::open(options.store_path, {}));
-  if (store->same_object(origin))
+Status prepare_existing(const MakeStoreOptions& options) {
+  if (same_object(options.store_path, options.origin_path))
     return Status(Code::INVALID_ARGUMENT, options.store_path +
                                               " is the origin itself: the store needs a file or "
                                               "device of its own");
+  CSNAP_TRY_ASSIGN(const auto store, FileDevice::open(options.store_path, {}));
   if (!options.force) CSNAP_TRY(refuse_store(*store));
   if (store->size_bytes() > 0) CSNAP_TRY(erase_head(*store));
   if (!store->is_block()) {
@@ -117,7 +117,7 @@ Result<SuperblockPtr> make_store(const MakeStoreOptions& options) {
   bool created = false;
   struct stat info;
   if (stat(options.store_path.c_str(), &info) == 0)
-    CSNAP_TRY(prepare_existing(options, *origin));
+    CSNAP_TRY(prepare_existing(options));
   else
     CSNAP_TRY(allocate_in_full(options.store_path, options.store_bytes, options.progress, created));
   Result<SuperblockPtr> made = write_store(options, *origin);

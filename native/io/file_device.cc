@@ -136,13 +136,12 @@ Status FileDevice::measure() {
   return Status();
 }
 
-bool FileDevice::same_object(const FileDevice& other) const {
-  struct stat mine;
-  struct stat theirs;
-  if (fstat(fd(), &mine) != 0 || fstat(other.fd(), &theirs) != 0) return false;
-  if (is_block_ != other.is_block_) return false;
-  if (is_block_) return mine.st_rdev == theirs.st_rdev;
-  return mine.st_dev == theirs.st_dev && mine.st_ino == theirs.st_ino;
+bool same_object(const std::string& path, const std::string& other) {
+  struct stat first;
+  struct stat second;
+  if (stat(path.c_str(), &first) != 0 || stat(other.c_str(), &second) != 0) return false;
+  if (S_ISBLK(first.st_mode) && S_ISBLK(second.st_mode)) return first.st_rdev == second.st_rdev;
+  return first.st_dev == second.st_dev && first.st_ino == second.st_ino;
 }
 
 // ---- Reading and writing -----------------------------------------------------------------------

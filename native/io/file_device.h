@@ -49,8 +49,6 @@ class FileDevice final : public Device {
 
   int fd() const { return fd_.get(); }
   bool is_block() const { return is_block_; }
-  // True if both are the same file or block device, by whatever path.
-  bool same_object(const FileDevice& other) const;
 
  private:
   FileDevice() = default;
@@ -83,6 +81,9 @@ class FileDevice final : public Device {
   bool sync_running_ = false;
   int sync_error_ = 0;  // sticky (D3)
 };
+
+// True if both paths lead to the same file or block device. False where one leads nowhere.
+bool same_object(const std::string& path, const std::string& other);
 
 // Makes the regular file at `path` exactly `bytes` long with every byte allocated, so that a hole
 // that can't be filled never bites later; an existing file keeps its content up to there. Writes

@@ -81,8 +81,7 @@ void Connection::cut(const std::string& reason) {
 }
 
 void Connection::budget_evict() {
-  cut("the client took no data for " + std::to_string(PayloadBudget::kStallMs / 1000) +
-      " s while others waited for its memory");
+  cut("the client neither read nor sent while others waited for the memory that it held");
 }
 
 void Connection::budget_wake() {

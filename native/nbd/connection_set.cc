@@ -2,8 +2,9 @@
 
 namespace csnap::nbd {
 
-ConnectionSet::ConnectionSet(Volume& volume, Connection::Callbacks callbacks, uint64_t budget_bytes)
-    : volume_(volume), callbacks_(std::move(callbacks)), budget_(budget_bytes) {}
+ConnectionSet::ConnectionSet(Volume& volume, Connection::Callbacks callbacks, uint64_t budget_bytes,
+                             uint64_t stall_ms)
+    : volume_(volume), callbacks_(std::move(callbacks)), budget_(budget_bytes, stall_ms) {}
 
 ConnectionSet::~ConnectionSet() { drain_all(0); }
 

@@ -21,7 +21,7 @@ class ConnectionSet {
 
   // `volume` outlives the set. The callbacks come from connection threads.
   ConnectionSet(Volume& volume, Connection::Callbacks callbacks,
-                uint64_t budget_bytes = kBudgetBytes);
+                uint64_t budget_bytes = kBudgetBytes, uint64_t stall_ms = PayloadBudget::kStallMs);
   // Cuts and joins what is left.
   ~ConnectionSet();
 

@@ -46,7 +46,8 @@ void BufferCache::trim() {
 
 // ---- Budget ------------------------------------------------------------------------------------
 
-PayloadBudget::PayloadBudget(uint64_t limit_bytes) : limit_bytes_(limit_bytes) {
+PayloadBudget::PayloadBudget(uint64_t limit_bytes, uint64_t stall_ms)
+    : limit_bytes_(limit_bytes), stall_ms_(stall_ms) {
   CSNAP_ASSERT(limit_bytes >= kLimitBytesMin);
 }
 
@@ -114,7 +115,7 @@ void PayloadBudget::relieve() {
   Member* largest = nullptr;
   for (Member* member : members_) {
     const uint64_t since = member->stalled_since_ms_.load(std::memory_order_relaxed);
-    if (since == 0 || now < since + kStallMs || charge(held(*member)) == 0) continue;
+    if (since == 0 || now < since + stall_ms_ || charge(held(*member)) == 0) continue;
     if (largest == nullptr || held(*member) > held(*largest)) largest = member;
   }
   if (largest != nullptr) largest->budget_evict();

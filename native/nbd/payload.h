@@ -6,7 +6,7 @@
 //      never exceeds it. The floor is every connection's own, so that small requests never wait for
 //      somebody else's large ones.
 //  Y2  Who waits for the budget is woken when bytes come back. Bytes held for a client that neither
-//      reads nor sends for kStallMs are freed by cutting that client, while somebody waits.
+//      reads nor sends for a while (kStallMs) are freed by cutting that client, if somebody waits.
 #pragma once
 
 #include <array>
@@ -79,7 +79,7 @@ class PayloadBudget {
     bool waiting_ = false;                       // under the budget's mutex
   };
 
-  explicit PayloadBudget(uint64_t limit_bytes);
+  explicit PayloadBudget(uint64_t limit_bytes, uint64_t stall_ms = kStallMs);
 
   void join(Member& member);
   // The member holds nothing any more.
@@ -96,7 +96,7 @@ class PayloadBudget {
       member.stalled_since_ms_.store(0, std::memory_order_relaxed);
   }
   // Called about once a second by whoever waits: evicts the largest holder that has stalled for
-  // kStallMs, if there is one (Y2).
+  // too long, if there is one (Y2).
   void relieve();
 
  private:
@@ -104,6 +104,7 @@ class PayloadBudget {
   bool try_charge(uint64_t bytes);
 
   const uint64_t limit_bytes_;
+  const uint64_t stall_ms_;
   std::atomic<uint64_t> charged_{0};
   std::atomic<uint32_t> waiting_count_{0};
   Mutex mutex_;
