@@ -15,7 +15,7 @@
     "defines": ["_FILE_OFFSET_BITS=64", "_GNU_SOURCE"],
     "conditions": [
       ["sanitize!=''", {
-        "cflags_cc": ["-fsanitize=<(sanitize)", "-fno-sanitize-recover=all", "-g", "-O1"],
+        "cflags_cc": ["-fsanitize=<(sanitize)", "-fno-sanitize-recover=all", "-g1", "-O1"],
         "ldflags": ["-fsanitize=<(sanitize)"],
       }],
     ],

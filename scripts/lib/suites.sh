@@ -7,10 +7,10 @@
 readonly SUITES=(lint unit native native-asan native-tsan simulation fuzz wire crash package vm)
 
 # Minutes in the default tier and with --full.
-declare -rA BUDGET_QUICK=([lint]=2 [unit]=2 [native]=5 [native-asan]=6 [native-tsan]=6
-  [simulation]=3 [fuzz]=8 [wire]=4 [crash]=3 [package]=3 [vm]=6 [mutants]=20)
+declare -rA BUDGET_QUICK=([lint]=2 [unit]=3 [native]=5 [native-asan]=6 [native-tsan]=6
+  [simulation]=3 [fuzz]=8 [wire]=4 [crash]=3 [package]=6 [vm]=8 [mutants]=20)
 declare -rA BUDGET_FULL=([lint]=2 [unit]=4 [native]=10 [native-asan]=15 [native-tsan]=15
-  [simulation]=30 [fuzz]=65 [wire]=8 [crash]=15 [package]=3 [vm]=20 [mutants]=30)
+  [simulation]=30 [fuzz]=65 [wire]=8 [crash]=15 [package]=6 [vm]=20 [mutants]=30)
 
 # What a suite's outcome depends on, beside the tool versions; the rest depend on everything.
 declare -rA INPUTS=(
