@@ -1,5 +1,6 @@
 # Three targets: the core as a static library that knows nothing of Node, the addon (the only
-# user of napi.h), and the native test program (only with -Dbuild_tests=true).
+# user of napi.h), and the native test program (only with -Dbuild_tests=true, which also adds the
+# native benchmarks).
 # -Dsanitize=address,undefined or -Dsanitize=thread instruments all of them.
 {
   "variables": {
@@ -46,6 +47,13 @@
           "type": "executable",
           "dependencies": ["csnap_core"],
           "sources": ["<!@(find native/ -name '*_test.cc' -o -path 'native/testing/*.cc' -not -name '*_fuzz.cc' -not -name 'fuzz_*.cc' | LC_ALL=C sort)"],
+          "libraries": ["-lpthread"],
+        },
+        {
+          "target_name": "native_bench",
+          "type": "executable",
+          "dependencies": ["csnap_core"],
+          "sources": ["<!@(find native/bench -name '*.cc' | LC_ALL=C sort)"],
           "libraries": ["-lpthread"],
         },
       ],

@@ -1,0 +1,198 @@
+// Scale: many snapshots and exceptions on a 16 TiB origin; what opening, listing, looking up,
+// diffing and going on cost, at three sizes, so that the law of growth can be read off.
+//
+// The exceptions are loaded by the store's own transactions and checkpoints without journal records
+// (ZERO entries, so that the disk stays small); the snapshots are made by the real path. The store
+// then passes a full check and takes real writes, snapshots and deletes.
+#include <fstream>
+
+#include "bench/bench.h"
+#include "store/store.h"
+#include "testing/rng.h"
+
+namespace csnap::bench {
+namespace {
+
+constexpr uint64_t kChunkBytes = 16384;
+// One block less than 16 TiB: the longest file that ext4 can hold.
+constexpr uint64_t kOriginBytes = (uint64_t{16} << 40) - 4096;
+// Chunks that are overwritten in the same few generations, as a file's are.
+constexpr uint64_t kRegionChunks = 4096;
+
+uint64_t memory_bytes() {
+  std::ifstream statm("/proc/self/statm");
+  uint64_t total = 0;
+  uint64_t resident = 0;
+  statm >> total >> resident;
+  return resident * 4096;
+}
+
+double time_of(const std::function<void()>& body) {
+  const double start = seconds();
+  body();
+  return seconds() - start;
+}
+
+std::vector<Uuid> make_snapshots(Volume& volume, uint64_t count, const char* prefix) {
+  std::vector<Uuid> uuids;
+  for (uint64_t i = 0; i < count; i++)
+    uuids.push_back(
+        must(volume.create_snapshot(prefix + std::to_string(i), false, 0, {}), "snapshot").uuid);
+  return uuids;
+}
+
+// Two exceptions a chunk, in generations near one that its region draws.
+Generation generation_of(ChunkIndex chunk, uint64_t which, uint64_t snapshots) {
+  const uint64_t base = mix64(chunk / kRegionChunks) % snapshots;
+  return 1 + std::min(snapshots - 2 + which, base + which * 8 + mix64(chunk * 2 + which) % 8);
+}
+
+void load(Files& files, uint64_t exceptions, uint64_t snapshots) {
+  StoreOptions options;
+  options.store = files.store.get();
+  options.origin = files.origin.get();
+  options.make_uuid = [] {
+    const Uuid uuid = Uuid::random();
+    UuidBytes bytes;
+    std::copy(std::begin(uuid.bytes), std::end(uuid.bytes), bytes.begin());
+    return bytes;
+  };
+  auto store = must(
+      Store::open(std::move(options), must(load_superblock(*files.store), "superblock")), "open");
+  std::vector<Entry> batch;
+  const uint64_t batch_max = store->changes_max();
+  const auto flush = [&] {
+    auto transaction = must(store->begin(Priority::DATA, 0, batch.size()), "begin");
+    must(store->apply_exceptions(batch), "insert");
+    batch.clear();
+  };
+  for (ChunkIndex chunk = 0; chunk < exceptions / 2; chunk++) {
+    Generation former = 0;
+    for (uint64_t which = 0; which < 2; which++) {
+      Entry entry;
+      entry.key = {kOriginVolume, chunk, generation_of(chunk, which, snapshots)};
+      if (entry.key.generation <= former) entry.key.generation = former + 1;
+      former = entry.key.generation;
+      entry.location = Location::of(format::LocationKind::ZERO);
+      batch.push_back(entry);
+    }
+    if (batch.size() + 2 > batch_max) flush();
+  }
+  if (!batch.empty()) flush();
+  must(store->checkpoint(true), "checkpoint");
+}
+
+void measure(const std::string& directory, uint64_t exceptions, uint64_t snapshots) {
+  const uint64_t store_bytes =
+      (uint64_t{1} << 30) + exceptions * 96 + snapshots * 8192 + (uint64_t{256} << 20);
+  Files files(directory, kOriginBytes, round_up(store_bytes, kChunkBytes), kChunkBytes);
+  std::vector<Uuid> uuids;
+  const double create_s = time_of([&] {
+    auto volume = must(Volume::open(files.options()), "open");
+    uuids = make_snapshots(*volume, snapshots, "s");
+    must(volume->close(), "close");
+  });
+  const double load_s = time_of([&] { load(files, exceptions, snapshots); });
+  const uint64_t memory_before = memory_bytes();
+
+  std::unique_ptr<Volume> volume;
+  const double open_s = time_of([&] { volume = must(Volume::open(files.options()), "open"); });
+  const uint64_t memory_open = memory_bytes();
+
+  size_t listed = 0;
+  const double list_s = time_of([&] { listed = must(volume->list_snapshots(), "list").size(); });
+
+  // Reads of snapshots: the look-up decides, as ZERO chunks cost no I/O.
+  Rng rng(1);
+  std::vector<std::shared_ptr<View>> views;
+  for (int i = 0; i < 64; i++)
+    views.push_back(must(volume->open_snapshot(uuids[rng.below(snapshots)]), "view"));
+  std::vector<std::byte> data(4096);
+  const auto lookups = [&](uint64_t count, uint64_t chunk_span) {
+    const double took = time_of([&] {
+      for (uint64_t i = 0; i < count; i++)
+        must(io(*volume, *views[rng.below(64)], IoOp::READ, rng.below(chunk_span) * kChunkBytes,
+                4096, data.data()),
+             "read");
+    });
+    return took / static_cast<double>(count) * 1e6;
+  };
+  const double lookup_cold_us = lookups(20000, exceptions / 2);
+  const double lookup_warm_us = lookups(200000, std::min<uint64_t>(exceptions / 2, 200000));
+
+  uint64_t diff_runs = 0;
+  const double diff_s = time_of([&] {
+    must(volume->diff(uuids[snapshots / 2], uuids[snapshots / 2 + 1],
+                      [&](ChunkIndex, uint64_t) { return ++diff_runs > 0; }),
+         "diff");
+  });
+
+  const double first_us =
+      time_of([&] {
+        for (int i = 0; i < 2000; i++)
+          must(io(*volume, *volume->open_origin(), IoOp::WRITE,
+                  rng.below(kOriginBytes / kChunkBytes) * kChunkBytes, 4096, data.data()),
+               "write");
+      }) /
+      2000 * 1e6;
+  std::vector<Uuid> more;
+  const double snapshot_ms =
+      time_of([&] { more = make_snapshots(*volume, 20, "more"); }) / 20 * 1e3;
+  const double delete_ms =
+      time_of([&] {
+        for (int i = 0; i < 20; i++)
+          must(volume->delete_snapshot(uuids[snapshots / 3 + i], false), "delete");
+      }) /
+      20 * 1e3;
+  const double reclaim_s = time_of([&] { must(volume->wait_reclaimed(), "reclaim"); });
+  const uint64_t memory_end = memory_bytes();
+  volume.reset();  // as a crash leaves it
+  const double crash_open_s =
+      time_of([&] { volume = must(Volume::open(files.options()), "open after a crash"); });
+  CheckReport report;
+  const double check_s = time_of([&] { report = must(volume->check(false, nullptr), "check"); });
+  const double close_s = time_of([&] { must(volume->close(), "close"); });
+
+  std::printf(
+      "{\"exceptions\":%llu,\"snapshots\":%llu,\"create_snapshots_s\":%.2f,\"load_s\":%.2f,"
+      "\"open_s\":%.4f,\"open_after_crash_s\":%.4f,\"memory_open_bytes\":%llu,"
+      "\"memory_end_bytes\":%llu,\"list_s\":%.4f,\"listed\":%zu,\"lookup_cold_us\":%.2f,"
+      "\"lookup_warm_us\":%.2f,\"diff_neighbours_s\":%.4f,\"diff_runs\":%llu,\"first_write_us\":%."
+      "1f,"
+      "\"snapshot_ms\":%.2f,\"delete_ms\":%.2f,\"reclaim_20_s\":%.3f,\"close_s\":%.3f,\"check_s\":%"
+      ".2f,"
+      "\"check_clean\":%s,\"index_nodes\":%llu}\n",
+      static_cast<unsigned long long>(exceptions), static_cast<unsigned long long>(snapshots),
+      create_s, load_s, open_s, crash_open_s,
+      static_cast<unsigned long long>(memory_open - std::min(memory_open, memory_before)),
+      static_cast<unsigned long long>(memory_end), list_s, listed, lookup_cold_us, lookup_warm_us,
+      diff_s, static_cast<unsigned long long>(diff_runs), first_us, snapshot_ms, delete_ms,
+      reclaim_s, close_s, check_s, report.clean ? "true" : "false",
+      static_cast<unsigned long long>(report.index_nodes));
+  std::fflush(stdout);
+  for (const std::string& problem : report.problems)
+    std::fprintf(stderr, "bench: check: %s\n", problem.c_str());
+  if (!report.clean) std::exit(1);
+}
+
+}  // namespace
+
+int scale(int argc, char** argv) {
+  const std::string directory = option(argc, argv, "--dir", ".");
+  const uint64_t exceptions =
+      std::strtoull(option(argc, argv, "--exceptions", "100000000").c_str(), nullptr, 10);
+  const uint64_t snapshots =
+      std::strtoull(option(argc, argv, "--snapshots", "10000").c_str(), nullptr, 10);
+  if (snapshots < 100 || exceptions < 100000) {
+    std::fprintf(stderr, "bench: at least 100 snapshots and 100000 exceptions\n");
+    return 2;
+  }
+  // Each factor alone, then both.
+  measure(directory, exceptions / 100, snapshots / 10);
+  measure(directory, exceptions / 10, snapshots / 10);
+  measure(directory, exceptions / 10, snapshots);
+  measure(directory, exceptions, snapshots);
+  return 0;
+}
+
+}  // namespace csnap::bench
