@@ -80,8 +80,10 @@ uint64_t Store::available_blocks() const {
 uint64_t Store::journal_reserve() const { return journal_->size_bytes() / 8; }
 
 uint64_t Store::changes_max() {
+  // Half of the limit: the index may grow before the caller begins, and somebody else's changes may
+  // come in between.
   uint64_t changes = 1;
-  while (changes < 4096 && index_->blocks_needed(changes * 2) <= dirty_limit()) changes *= 2;
+  while (changes < 4096 && index_->blocks_needed(changes * 2) <= dirty_limit() / 2) changes *= 2;
   return changes;
 }
 
@@ -91,7 +93,7 @@ Result<Store::Transaction> Store::begin(Priority priority, uint64_t record_bytes
       round_up(record_bytes + 2 * sizeof(format::RecordHeader) + sizeof(format::CheckpointRecord) +
                    format::kRecordAlignBytes,
                format::kAppendAlignBytes);
-  for (int attempt = 0;; attempt++) {
+  for (int full = 0, attempt = 0;; attempt++) {
     {
       MutexLock lock(transaction_);
       if (failed()) return failure();
@@ -112,9 +114,12 @@ Result<Store::Transaction> Store::begin(Priority priority, uint64_t record_bytes
         }
         return transaction;
       }
+      if (!space_fits) full++;
     }
-    // A second checkpoint in a row can still help: the first frees what the one before had held.
-    if (attempt == 3)
+    // Only space that checkpoints don't bring back means full. (A second one in a row can still
+    // help: the first frees what the one before had held.) Where journal or dirty blocks are in the
+    // way, others have used up meanwhile what the checkpoint made: their work got on, try again.
+    if (full == 4 || attempt == 1000)
       return Status(Code::NO_SPACE,
                     device_.name() +
                         ": the snapshot store is full; delete snapshots or give it a "
@@ -171,12 +176,12 @@ Holders holders_of(const SnapshotTable& table, const Key& key, Generation previo
 
 Status Store::apply_exceptions(const std::vector<Entry>& entries) {
   for (const Entry& entry : entries) {
+    CSNAP_TRY(index_->insert(entry));
+    if (!entry.location.is_data()) continue;
     Result<std::optional<Entry>> former = index_->before(entry.key);
     if (!former.ok()) return former.take_status();
     const bool has_former = former.value() && former.value()->key.same_chunk(entry.key);
     const Generation previous = has_former ? former.value()->key.generation : 0;
-    CSNAP_TRY(index_->insert(entry));
-    if (!entry.location.is_data()) continue;
     space_map_->use_held(entry.location.block(), space_map_->chunk_blocks());
     counters_->add(holders_of(*snapshots_, entry.key, previous), 1);
   }
