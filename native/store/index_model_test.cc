@@ -270,7 +270,9 @@ class Model {
 void run_shape(const Shape& shape) {
   const uint64_t seed = seed_from_environment(20251122);
   MESSAGE(shape.name << ", CSNAP_SEED=" << seed);
-  Model(shape, seed).run();
+  Shape scaled_shape = shape;
+  scaled_shape.operations = scaled(shape.operations);
+  Model(scaled_shape, seed).run();
 }
 
 }  // namespace

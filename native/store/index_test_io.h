@@ -13,6 +13,7 @@
 #include <cstdlib>
 #include <map>
 #include <set>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -31,6 +32,14 @@
   } while (0)
 
 namespace csnap {
+
+// Length of a random run: fewer steps where a sanitizer slows each of them down, more in the full
+// tier.
+inline uint64_t scaled(uint64_t steps) {
+  const char* tier = std::getenv("CSNAP_TIER");
+  if (tier && std::string(tier) == "full") steps *= 10;
+  return std::getenv("CSNAP_SANITIZED") ? steps / 10 : steps;
+}
 
 class MemoryIo : public MetadataIo {
  public:
