@@ -145,6 +145,8 @@ void Checker::check_space() {
 }
 
 void Checker::check_counters() {
+  if (state_.counters.inconsistent())
+    problem("the space counters contradicted the exceptions since the store was opened");
   if (state_.counters.estimated()) return;
   if (state_.counters.buckets() != recount_)
     problem("the space counters do not match the exceptions");

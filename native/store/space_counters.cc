@@ -50,7 +50,7 @@ void SpaceCounters::change(const Holders& holders, int64_t chunks) {
   auto at = buckets_.find(holders);
   if (at == buckets_.end()) {
     if (chunks <= 0) {
-      CSNAP_ASSERT(chunks == 0 || estimated_);
+      inconsistent_ = inconsistent_ || (chunks < 0 && !estimated_);
       return;
     }
     if (buckets_.size() >= kBucketsMax) {
@@ -74,7 +74,7 @@ void SpaceCounters::change(const Holders& holders, int64_t chunks) {
     by_last_.insert({holders.volume, holders.last, holders.first});
   }
   const int64_t count = static_cast<int64_t>(at->second.count) + chunks;
-  CSNAP_ASSERT(count >= 0 || estimated_);
+  inconsistent_ = inconsistent_ || (count < 0 && !estimated_);
   at->second.count = count > 0 ? static_cast<uint64_t>(count) : 0;
   write_slot(at->second.slot, holders, at->second.count);
   if (at->second.count == 0) {

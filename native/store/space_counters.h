@@ -54,7 +54,10 @@ class SpaceCounters {
   // Chunks waiting for reclaim.
   uint64_t dead(VolumeId volume) const;
 
-  bool estimated() const { return estimated_; }
+  bool estimated() const { return estimated_ || inconsistent_; }
+  // A bucket would have fallen below zero: the counters on disk did not match the index. No data is
+  // at risk, so the volume goes on with estimates, and the checker says so.
+  bool inconsistent() const { return inconsistent_; }
   uint64_t slots() const { return slots_; }
   PageArray& pages() { return pages_; }
   const PageArray& pages() const { return pages_; }
@@ -74,6 +77,7 @@ class SpaceCounters {
   std::vector<uint64_t> free_slots_;
   uint64_t slots_ = 0;
   bool estimated_ = false;
+  bool inconsistent_ = false;
 };
 
 }  // namespace csnap
