@@ -25,12 +25,15 @@ Result<uint64_t> ConnectionSet::serve(ConnectionOptions options) {
   return id;
 }
 
-// The last thing that a connection's thread does, but for returning.
+// The last thing that a connection's thread does, but for returning. Who hears of the end finds the
+// connection in no list any more; the set itself waits for the thread, so it outlives the call.
 void ConnectionSet::connection_closed(uint64_t id, const std::string& reason) {
+  {
+    MutexLock lock(mutex_);
+    ended_.push_back(id);
+    ended_cond_.notify_all();
+  }
   callbacks_.closed(id, reason);
-  MutexLock lock(mutex_);
-  ended_.push_back(id);
-  ended_cond_.notify_all();
 }
 
 std::vector<std::unique_ptr<Connection>> ConnectionSet::reap_locked() {
