@@ -335,7 +335,7 @@ TEST_CASE("index_walk_finds_every_flipped_bit_of_every_node") {
   REQUIRE(whole.problems.empty());
   REQUIRE(whole.entries.size() == 60);
   Rng rng(seed_from_environment(7));
-  const BlockNumber whole_node_every = std::getenv("CSNAP_SANITIZED") ? 32 : 8;
+  const BlockNumber whole_node_every = std::getenv("CSNAP_SANITIZED") ? 16 : 8;
   for (BlockNumber block : whole.blocks) {
     for (size_t byte = 0; byte < kBlockBytes; byte++) {
       const std::byte flip = std::byte{1} << rng.below(8);
