@@ -153,6 +153,10 @@ Status Recovery::take_record(const RecordView& record) {
         const bool erase = record.kind == RecordKind::FREE ||
                            entry.location.kind() == format::LocationKind::ERASED;
         if (!erase) CSNAP_TRY(store_.check_location(entry));
+        if (entry.key.volume != kOriginVolume || entry.key.generation == 0 ||
+            entry.key.chunk >= div_up(sb.origin_bytes, sb.chunk_bytes) ||
+            (!erase && !entry.location.is_data() && entry.crc != 0))
+          return bad("holds an impossible exception");
         changes_[entry.key] = {erase ? std::nullopt : std::optional<Entry>(entry), record.sequence};
       }
       format::EntryList list;
@@ -412,6 +416,7 @@ Status Recovery::verify_unconfirmed() {
     Entry finding = entry;
     finding.location =
         Location::of(in_origin ? format::LocationKind::ERASED : format::LocationKind::LOST);
+    finding.crc = 0;
     bool erased = false;
     if (in_origin)
       CSNAP_TRY(store.index_->erase(key, erased));
