@@ -270,8 +270,8 @@ class VolumeServer {
       this.showStatus();
       return;
     }
-    const record = this.hub.emit({ kind, snapshot: name, snapshotUuid: snapshot, message });
-    this.request.log(`${record.kind}${name && ` @${name}`}${message && `: ${message}`}`);
+    this.hub.emit({ kind, snapshot: name, snapshotUuid: snapshot, message });
+    this.request.log(message || `${kind}${name && ` @${name}`}`);
     if (kind === "snapshot-deleted" || kind === "snapshot-dropped") this.exports.remove(snapshot);
     if (kind === "low-water") void this.guard.lowWater();
     if (kind === "failed") {

@@ -56,7 +56,7 @@ export function explain(error: unknown, definition: VolumeDefinition): unknown {
   if (!isNativeError(error)) return error;
   const message = messageOf(error);
   const { name } = definition;
-  const named = message.includes(name) ? message : `${name}: ${message}`;
+  const named = message.startsWith(`${name}:`) ? message : `${name}: ${message}`;
   const remedy = remedies(definition)[error.code];
   const text = remedy === undefined || message.includes(remedy.mark) ? named : `${named}: ${remedy.text}`;
   return new CsnapError(error.code, text);
@@ -85,6 +85,9 @@ function remedies({ name, store, origin }: VolumeDefinition): Partial<Record<str
     FENCED: { mark: "epoch", text: "a newer server owns the store" },
     NOT_A_STORE: { mark: "csnap init", text: `check the path ${store}` },
     NEWER_FORMAT: { mark: "upgrade", text: "upgrade csnap" },
-    CORRUPT: { mark: "csnap check", text: `\`csnap check ${name}\` says more` },
+    CORRUPT: {
+      mark: "csnap remove",
+      text: `put a copy of the store back, or give it up with \`csnap remove ${name} --force\` (the origin stays as it is)`,
+    },
   };
 }

@@ -14,7 +14,8 @@ export function parseSize(text: string, what: string): number {
   }
   const power = units.findIndex((unit) => unit.toLowerCase() === (match[2] ?? "").toLowerCase());
   const bytes = Number(match[1]) * 1024 ** power;
-  if (!Number.isSafeInteger(bytes)) throw usageError(`${what} '${text}' is too large: the limit is just below 8P`);
+  if (!Number.isSafeInteger(bytes))
+    throw usageError(`${what} '${text}' is too large: the limit is just below 8P`);
   return bytes;
 }
 

@@ -2,10 +2,12 @@
 import { writeSync } from "node:fs";
 import { type Command, Option } from "commander";
 import { inheritedDescriptors } from "../../nbd/listen.js";
-import { loadDefinition } from "../../volume/definition.js";
+import { loadDefinition, type VolumeDefinition } from "../../volume/definition.js";
+import { CsnapError } from "../../volume/errors.js";
 import { loadNative } from "../../volume/load_native.js";
 import { checkVolumeName } from "../../volume/names.js";
 import { mergeServe, type ServeSettings } from "../../volume/settings.js";
+import { connectServer } from "../access.js";
 import { type Context, contextOf, examples } from "../context.js";
 import { note } from "../output.js";
 
@@ -71,6 +73,7 @@ async function serve(context: Context, name: string, options: ServeOptions): Pro
     import("../../server/serve.js"),
   ]);
   const plan = planServe(name, context.runDir, settings, inherited);
+  await refuseServed(context, definition);
   await serveVolume({
     native: await loadNative(),
     definition,
@@ -81,6 +84,17 @@ async function serve(context: Context, name: string, options: ServeOptions): Pro
     ready: (uri) => announce(`csnap: ${name} ready ${uri}\n`, inherited.length > 0),
     log: (line) => note(`${name}: ${line}`),
   });
+}
+
+/** The store's lock decides; this only says who it is in the volume's own words. */
+async function refuseServed(context: Context, definition: VolumeDefinition): Promise<void> {
+  const client = await connectServer(context, definition);
+  if (!client) return;
+  const { server } = await client.status();
+  throw new CsnapError(
+    "BUSY",
+    `${definition.name} is served already, by process ${server?.pid}: stop that one first`,
+  );
 }
 
 /**

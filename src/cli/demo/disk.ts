@@ -22,9 +22,10 @@ export async function editImage(
 ): Promise<void> {
   const lines = [`mkdir /${newDirectory}`];
   for (const { kind, path } of edits) {
-    const isNew = dirname(path) === newDirectory;
-    if (!isNew) lines.push(`rm /${path}`);
-    if (kind === "write") lines.push(`cd /${dirname(path)}`, `write ${join(tree, path)} ${basename(path)}`);
+    // debugfs takes the directory of `/NAME` for the current one: always go there first.
+    lines.push(`cd /${dirname(path)}`);
+    if (dirname(path) !== newDirectory) lines.push(`rm ${basename(path)}`);
+    if (kind === "write") lines.push(`write ${join(tree, path)} ${basename(path)}`);
   }
   writeFileSync(scriptPath, `${lines.join("\n")}\n`);
   await mustRun("debugfs", "-w", "-f", scriptPath, image);

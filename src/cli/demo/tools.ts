@@ -71,6 +71,6 @@ export async function mustRun(command: string, ...args: readonly string[]): Prom
   if (status === 0) return stdout;
   throw new CsnapError(
     "FAILED",
-    `demo: ${command} ${args[0] ?? ""} failed (${status}): ${oneLine(stderr || stdout)}`,
+    `demo: ${command} ${args[0] ?? ""} failed (${status}): ${oneLine(`${stderr} ${stdout}`)}`,
   );
 }
