@@ -1,0 +1,40 @@
+/*
+ * Preloaded into a csnap server by server-gate.ts: every fdatasync asks at the unix socket $CSNAP_TEST_GATE
+ * before it begins, "PATH\n", and goes on when a byte comes back (or nobody listens). So a test sees each sync,
+ * and decides when it happens.
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+static void ask(int fd) {
+  struct sockaddr_un address = {.sun_family = AF_UNIX};
+  char link[64], path[4096];
+  ssize_t length;
+  int gate;
+  const char *name = getenv("CSNAP_TEST_GATE");
+  if (name == NULL || strlen(name) >= sizeof address.sun_path) return;
+  strcpy(address.sun_path, name);
+  snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+  length = readlink(link, path, sizeof path - 1);
+  if (length < 0) return;
+  path[length++] = '\n';
+  gate = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (gate < 0) return;
+  if (connect(gate, (struct sockaddr *)&address, sizeof address) == 0 &&
+      send(gate, path, (size_t)length, MSG_NOSIGNAL) == length)
+    while (recv(gate, path, 1, 0) < 0 && errno == EINTR) continue;
+  close(gate);
+}
+
+int fdatasync(int fd) {
+  int (*real)(int) = (int (*)(int))dlsym(RTLD_NEXT, "fdatasync");
+  ask(fd);
+  return real(fd);
+}
