@@ -4,6 +4,7 @@ import { execFileSync } from "node:child_process";
 import { readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
+import { native } from "../../src/native.js";
 
 const root = join(import.meta.dirname, "../..");
 const read = (file: string) => readFileSync(join(root, file), "utf8");
@@ -40,6 +41,12 @@ describe("error codes", () => {
     const union = /export type NativeErrorCode =([^;]*);/.exec(read("src/native.ts"))?.[1] ?? "";
     const names = [...union.matchAll(/["'](\w+)["']/g)].map(([, name]) => name);
     expect(names).toEqual(table.map(([, name]) => name));
+  });
+
+  it("have the table's values in the addon", () => {
+    expect(native.errorCodes).toEqual(
+      Object.fromEntries(table.map(([, name, value]) => [name, Number(value)])),
+    );
   });
 
   it("have values that are used once", () => {
