@@ -13,7 +13,7 @@ configure() {
   local directory=$1 name=$2
   shift 2
   quietly "$name-configure" "$PROJECT_DIR/node_modules/.bin/node-gyp" --directory="$directory" \
-    --nodedir="$(node_prefix)" configure -- "$@"
+    --nodedir="$(node_prefix)" configure -- -Dstrict=true "$@"
 }
 
 # build_target DIRECTORY NAME TARGET: make is called itself, so that nothing else is built.

@@ -52,7 +52,9 @@ function wrong(found: Import[], steps: string[][]): string[] {
 
 describe("native", () => {
   const files = filesBelow("native", /\.(h|cc)$/);
-  const product = files.filter((file) => !/^native\/(testing|bench)\/|_(test|fuzz)(_\w+)?\.(h|cc)$/.test(file));
+  const product = files.filter(
+    (file) => !/^native\/(testing|bench)\/|_(test|fuzz)(_\w+)?\.(h|cc)$/.test(file),
+  );
   const found = imports(product, /^\s*#include "([\w./]+)"/, (_file, path) => path.split("/")[0] ?? "");
 
   it("includes only what stands below", () => {
