@@ -45,6 +45,7 @@ void VolumeImpl::commit_group(const std::vector<ChunkIndex>& chunks) {
   std::vector<std::byte> buffer(chunk_bytes_);
   size_t next = 0;
   while (next < chunks.size()) {
+    const uint64_t progress = space_progress();
     const std::shared_ptr<GenerationState> state = generation_state();
     const size_t limit = std::min<uint64_t>(chunks.size(), next + store_->changes_max());
     std::vector<CopyOut> group;
@@ -99,7 +100,7 @@ void VolumeImpl::commit_group(const std::vector<ChunkIndex>& chunks) {
       release_waiters({chunks.begin() + static_cast<ptrdiff_t>(next), chunks.end()}, status);
       return;
     }
-    if (full && next < chunks.size() && !wait_for_space()) {
+    if (full && next < chunks.size() && !wait_for_space(progress)) {
       const Status why(Code::NO_SPACE,
                        store_->device().name() + ": the snapshot store is full; delete snapshots");
       emit(VolumeEvent::Kind::STORE_FULL, nullptr, why.message());

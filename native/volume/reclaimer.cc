@@ -40,7 +40,7 @@ void VolumeImpl::reclaim_loop() {
     reclaim_kicked_ = false;
     reclaim_idle_ = false;
     const uint64_t requests = space_requests_;
-    const bool urgent = requests > space_served_;
+    const bool urgent = space_waited_for_;
     lock.unlock();
 
     const uint64_t freed_before = counters_.chunks_freed.load();
@@ -55,27 +55,32 @@ void VolumeImpl::reclaim_loop() {
 
     lock.lock();
     space_served_ = requests;
-    space_progressed_ = progressed && !store_->failed();
-    // A drop leaves work for the next turn.
-    if (progressed && urgent) space_changed_.notify_all();
+    if (progressed) space_progress_++;
     space_changed_.notify_all();
   }
   reclaim_idle_ = true;
   space_served_ = space_requests_;
-  space_progressed_ = false;
   space_changed_.notify_all();
 }
 
-// The committer found no room. True: try again, something was freed or dropped.
-bool VolumeImpl::wait_for_space() {
-  if (store_->failed()) return false;
+uint64_t VolumeImpl::space_progress() {
   MutexLock lock(space_mutex_);
-  if (reclaim_stop_) return false;
-  const uint64_t ticket = ++space_requests_;
-  reclaim_kicked_ = true;
-  space_wake_.notify_all();
-  while (space_served_ < ticket) space_changed_.wait(lock);
-  return space_progressed_;
+  return space_progress_;
+}
+
+// The committer found no room, in an attempt that it began when space_progress() was `seen`. True:
+// try again, something was freed or dropped since then.
+bool VolumeImpl::wait_for_space(uint64_t seen) {
+  MutexLock lock(space_mutex_);
+  if (space_progress_ == seen && !reclaim_stop_) {
+    const uint64_t ticket = ++space_requests_;
+    reclaim_kicked_ = true;
+    space_wake_.notify_all();
+    space_waited_for_ = true;
+    while (space_served_ < ticket && space_progress_ == seen) space_changed_.wait(lock);
+    space_waited_for_ = false;
+  }
+  return space_progress_ != seen && !store_->failed();
 }
 
 Status VolumeImpl::wait_reclaimed() {
@@ -137,7 +142,7 @@ void VolumeImpl::follow_policy(bool urgent, bool& progressed) {
     // TypeScript decides, unless its answer is late or a write can't wait.
     MutexLock lock(space_mutex_);
     while (options_.drop_decision_ms > 0 && !drop_answered_ && !urgent && !reclaim_stop_ &&
-           monotonic_ms() < drop_deadline_ms_ && space_requests_ == space_served_)
+           monotonic_ms() < drop_deadline_ms_ && !space_waited_for_)
       space_wake_.wait_for(lock, drop_deadline_ms_ - monotonic_ms());
     if (drop_answered_ && !drop_answer_.is_nil()) victim = drop_answer_;
     drop_answered_ = false;
@@ -313,7 +318,7 @@ void VolumeImpl::throttle(uint64_t freed_chunks) {
   if (wait_ms == 0) return;
   MutexLock lock(space_mutex_);
   const uint64_t until = monotonic_ms() + wait_ms;
-  while (!reclaim_stop_ && space_requests_ == space_served_ && monotonic_ms() < until)
+  while (!reclaim_stop_ && !space_waited_for_ && monotonic_ms() < until)
     space_wake_.wait_for(lock, until - monotonic_ms());
 }
 

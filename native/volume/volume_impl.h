@@ -102,7 +102,8 @@ class VolumeImpl final : public Volume {
   Status copy_out(ChunkIndex chunk, std::vector<std::byte>& buffer, CopyOut& out);
   Status record_group(std::vector<CopyOut>& group, GenerationState& state);
   void release_waiters(const std::vector<ChunkIndex>& chunks, const Status& status);
-  bool wait_for_space();
+  uint64_t space_progress();
+  bool wait_for_space(uint64_t seen);
 
   // -- flusher.cc
   void enqueue_flush(IoRequest& request);
@@ -178,7 +179,8 @@ class VolumeImpl final : public Volume {
   bool reclaim_idle_ = true;
   uint64_t space_requests_ = 0;  // tickets of wait_for_space()
   uint64_t space_served_ = 0;
-  bool space_progressed_ = false;
+  uint64_t space_progress_ = 0;    // grows when something was freed or dropped
+  bool space_waited_for_ = false;  // the committer waits now
   bool low_water_told_ = false;
   uint64_t drop_deadline_ms_ = 0;
   bool drop_answered_ = false;
