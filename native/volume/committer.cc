@@ -46,7 +46,13 @@ void VolumeImpl::commit_group(const std::vector<ChunkIndex>& chunks) {
   size_t next = 0;
   while (next < chunks.size()) {
     const uint64_t progress = space_progress();
-    const std::shared_ptr<GenerationState> state = generation_state();
+    std::shared_ptr<GenerationState> state;
+    {
+      // Under the lock no snapshot is at its barrier: a chunk that this state calls owed is written
+      // by nobody, not even by a writer that came in under the former state and is still at it.
+      MutexLock lock = store_->lock();
+      state = generation_state();
+    }
     const size_t limit = std::min<uint64_t>(chunks.size(), next + store_->changes_max());
     std::vector<CopyOut> group;
     std::vector<ChunkIndex> done;
@@ -135,18 +141,20 @@ Status VolumeImpl::copy_out(ChunkIndex chunk, std::vector<std::byte>& buffer, Co
 }
 
 // Records a group's exceptions, keyed by the generation as the journal knows it: content that was
-// read while its chunk was not copied is content of every snapshot up to now.
+// read while its chunk was owed, and is owed still to a snapshot of then, is content of every
+// snapshot up to now.
 Status VolumeImpl::record_group(std::vector<CopyOut>& group, GenerationState& state) {
   const uint64_t bytes = sizeof(format::EntryList) + group.size() * sizeof(format::IndexEntry);
   Result<Store::Transaction> begun = store_->begin(Priority::DATA, bytes, group.size());
   if (!begun.ok()) return begun.take_status();
   Store::Transaction transaction = begun.take();
   const Generation generation = store_->superblock().generation - 1;
-  const std::vector<Generation>& live = store_->snapshots().live(kOriginVolume);
-  const Generation newest = live.empty() ? 0 : live.back();
+  // Of the snapshots that were live when the content was read (W7): where the chunk is owed to none
+  // of them any more it may have been overwritten since, and younger snapshots must not get what
+  // was read. And an entry that nobody holds must not be made, as the reclaimer may be past it.
+  const Generation newest =
+      last_live(store_->snapshots().live(kOriginVolume), state.generation - 1);
 
-  // Snapshots may have gone since the look-up; an entry that nobody holds must not be made, as the
-  // reclaimer may be past it.
   std::vector<CopyOut*> wanted;
   std::vector<Entry> entries;
   for (CopyOut& copy : group) {

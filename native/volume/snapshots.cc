@@ -138,14 +138,17 @@ Status VolumeImpl::delete_snapshot(const Uuid& uuid, bool dropped) {
     transaction.batch.add_struct(format::RecordKind::DELETE, record);
     CSNAP_TRY(store_->commit(transaction));
     store_->apply_delete(snapshot.uuid, dropped, record.delete_serial);
-    refresh_newest_live();
-    // Before anything of it can be freed (that takes the transaction lock), its readers are told.
-    MutexLock lock(views_mutex_);
-    const auto at = views_.find(snapshot.uuid);
-    if (at != views_.end()) {
-      if (std::shared_ptr<VolumeView> view = at->second.lock()) view->deleted.store(true);
-      views_.erase(at);
+    {
+      // Its readers are told before a writer may overwrite what it shares with the origin, and
+      // before anything of it can be freed (that takes the transaction lock).
+      MutexLock lock(views_mutex_);
+      const auto at = views_.find(snapshot.uuid);
+      if (at != views_.end()) {
+        if (std::shared_ptr<VolumeView> view = at->second.lock()) view->deleted.store(true);
+        views_.erase(at);
+      }
     }
+    refresh_newest_live();
   }
   emit(dropped ? VolumeEvent::Kind::SNAPSHOT_DROPPED : VolumeEvent::Kind::SNAPSHOT_DELETED,
        &snapshot,

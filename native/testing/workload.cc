@@ -1,0 +1,257 @@
+#include "testing/workload.h"
+
+#include <algorithm>
+
+#include "base/sync.h"
+
+namespace csnap {
+
+Workload::Workload(Volume& volume, History& history, const WorkloadOptions& options, uint64_t seed,
+                   std::function<void(const std::string&)> wrong)
+    : volume_(volume),
+      history_(history),
+      options_(options),
+      rng_(seed),
+      wrong_(std::move(wrong)),
+      origin_(volume.open_origin()),
+      ops_left_(options.ops) {
+  hot_count_ = std::min(history.sector_count(), 4 * options.chunk_sectors);
+  hot_first_ = rng_.below(history.sector_count() - hot_count_ + 1);
+}
+
+void Workload::run() {
+  std::vector<std::unique_ptr<Thread>> clients;
+  for (uint32_t i = 0; i < options_.clients; i++) {
+    clients.push_back(std::make_unique<Thread>());
+    clients.back()->start("client", [this, seed = rng_.next()] { client(seed); });
+  }
+  for (auto& client : clients) client->join();
+}
+
+void Workload::client(uint64_t seed) {
+  Rng rng(seed);
+  while (ops_left_ > 0) {
+    ops_left_--;
+    step(rng);
+    if (rng.one_in(4)) yield_point();
+  }
+}
+
+void Workload::step(Rng& rng) {
+  const uint64_t draw = rng.below(100);
+  if (draw < 52)
+    write(rng, IoOp::WRITE);
+  else if (draw < 58)
+    write(rng, IoOp::WRITE_ZEROES);
+  else if (draw < 64)
+    write(rng, IoOp::TRIM);
+  else if (draw < 73)
+    flush();
+  else if (draw < 78)
+    read_origin(rng);
+  else if (draw < 84)
+    read_some_snapshot(rng);
+  else if (draw < 91)
+    create(rng);
+  else if (draw < 96)
+    remove(rng);
+  else if (draw < 99) {
+    if (Status status = volume_.checkpoint(); !status.ok()) judge_error(status, "checkpoint");
+  } else
+    change(rng);
+}
+
+void Workload::judge_error(const Status& status, const std::string& what) {
+  if (options_.may_fail) return;
+  if (options_.may_refuse && status.code() == Code::NO_SPACE) return;
+  wrong_(what + ": " + status.to_text());
+}
+
+// `replied` runs at the moment of the reply, before anybody else can act on it.
+Status Workload::perform(Rng& rng, IoRequest& request,
+                         const std::function<void(const Status&)>& replied) {
+  struct Waiter {
+    Mutex mutex;
+    CondVar done;
+    bool finished = false;
+    const std::function<void(const Status&)>* replied;
+  } waiter;
+  waiter.replied = &replied;
+  request.owner = &waiter;
+  request.done = [](IoRequest& finished) {
+    auto* owner = static_cast<Waiter*>(finished.owner);
+    (*owner->replied)(finished.status);
+    MutexLock lock(owner->mutex);
+    owner->finished = true;
+    owner->done.notify_one();
+  };
+  if (volume_.submit(request, rng.coin())) {
+    replied(request.status);
+    return request.status;
+  }
+  MutexLock lock(waiter.mutex);
+  while (!waiter.finished) waiter.done.wait(lock);
+  return request.status;
+}
+
+void Workload::write(Rng& rng, IoOp op) {
+  const uint64_t size = history_.sector_count();
+  // Inside a chunk, whole chunks, or several from anywhere.
+  uint64_t count = 1 + rng.below(options_.chunk_sectors);
+  if (rng.one_in(3)) count = options_.chunk_sectors * (1 + rng.below(3));
+  count = std::min(count, size);
+  uint64_t first = rng.coin() ? hot_first_ + rng.below(hot_count_) : rng.below(size);
+  if (rng.one_in(3)) first = round_down(first, options_.chunk_sectors);
+  first = std::min(first, size - count);
+
+  const bool fua = rng.one_in(8);
+  const Token token = history_.submitted(op, first, count);
+  std::vector<uint8_t> data;
+  if (op == IoOp::WRITE) {
+    data.resize(count * kSectorBytes);
+    for (uint64_t i = 0; i < count; i++)
+      fill_sector(token, first + i, data.data() + i * kSectorBytes);
+  }
+  IoRequest request;
+  request.op = op;
+  request.fua = fua;
+  request.no_hole = rng.coin();
+  request.view = origin_.get();
+  request.offset = first * kSectorBytes;
+  request.length = count * kSectorBytes;
+  request.data = data.data();
+  const Status status = perform(rng, request, [&](const Status& reply) {
+    if (reply.ok())
+      history_.acknowledged(token, fua || options_.sync_mode);
+    else
+      history_.refused(token);
+  });
+  if (!status.ok()) judge_error(status, "write");
+}
+
+void Workload::flush() {
+  IoRequest request;
+  request.op = IoOp::FLUSH;
+  request.view = origin_.get();
+  const Tick submitted = history_.flush_submitted();
+  Rng unused(1);
+  const Status status = perform(unused, request, [&](const Status& reply) {
+    if (reply.ok()) history_.flush_acknowledged(submitted);
+  });
+  if (!status.ok()) judge_error(status, "flush");
+}
+
+Status Workload::read(Volume& volume, View& view, uint64_t first_sector, uint64_t count,
+                      Tokens& out) {
+  std::vector<uint8_t> data(count * kSectorBytes, 0xee);
+  IoRequest request;
+  request.op = IoOp::READ;
+  request.view = &view;
+  request.offset = first_sector * kSectorBytes;
+  request.length = data.size();
+  request.data = data.data();
+  CSNAP_TRY(volume.run(request));
+  out = tokens_of(data, first_sector);
+  return Status();
+}
+
+std::shared_ptr<Tokens> Workload::read_snapshot(Volume& volume, const Uuid& uuid, uint64_t sectors,
+                                                Status& status) {
+  Result<std::shared_ptr<View>> view = volume.open_snapshot(uuid);
+  status = view.status();
+  if (!status.ok()) return nullptr;
+  auto tokens = std::make_shared<Tokens>();
+  status = read(volume, *view.value(), 0, sectors, *tokens);
+  return status.ok() ? tokens : nullptr;
+}
+
+void Workload::read_origin(Rng& rng) {
+  const uint64_t first = rng.below(history_.sector_count());
+  const uint64_t count = 1 + rng.below(history_.sector_count() - first);
+  const Tick submitted = history_.tick();
+  Tokens seen;
+  if (Status status = read(volume_, *origin_, first, count, seen); !status.ok())
+    return judge_error(status, "read");
+  const std::string wrong = history_.judge_read(first, seen, submitted);
+  if (!wrong.empty()) wrong_(wrong);
+}
+
+std::optional<size_t> Workload::any_live(Rng& rng) {
+  std::vector<size_t> live;
+  for (size_t i = 0; i < history_.snapshots().size(); i++)
+    if (history_.snapshots()[i].must_exist()) live.push_back(i);
+  if (live.empty()) return std::nullopt;
+  return live[rng.below(live.size())];
+}
+
+void Workload::read_some_snapshot(Rng& rng) {
+  const std::optional<size_t> index = any_live(rng);
+  if (!index) return;
+  Status status;
+  const std::shared_ptr<Tokens> content = read_snapshot(
+      volume_, history_.snapshots()[*index].uuid, history_.sector_count(), status);
+  const SnapshotNote& note = history_.snapshots()[*index];
+  if (!content) {
+    if (status.code() == Code::SNAPSHOT_DELETED || status.code() == Code::NOT_FOUND) {
+      // A drop shows itself to readers before its event is told.
+      if (!note.must_exist() || options_.may_drop) return;
+    }
+    return judge_error(status, "read of snapshot " + note.name);
+  }
+  const std::string wrong = history_.judge_snapshot(note, *content);
+  if (!wrong.empty()) wrong_(wrong);
+  if (!note.content) history_.content_read(*index, *content);
+}
+
+void Workload::create(Rng& rng) {
+  size_t live = 0;
+  for (const SnapshotNote& note : history_.snapshots()) live += note.must_exist() ? 1 : 0;
+  if (live >= options_.snapshots_max) return remove(rng);
+  const std::string name = "s" + std::to_string(history_.snapshots().size());
+  const size_t index = history_.create_called(name);
+  Result<SnapshotInfo> made =
+      volume_.create_snapshot(name, rng.one_in(8), static_cast<uint8_t>(rng.below(3)), {});
+  if (!made.ok()) {
+    history_.create_failed(index);
+    if (made.status().code() != Code::NO_SPACE) judge_error(made.status(), "create");
+    return;
+  }
+  history_.create_returned(index, made.value().uuid);
+  if (rng.one_in(4)) return;  // read later, or only after a crash
+  Status status;
+  const std::shared_ptr<Tokens> content =
+      read_snapshot(volume_, made.value().uuid, history_.sector_count(), status);
+  const SnapshotNote& note = history_.snapshots()[index];
+  if (!content) {
+    if (note.delete_called != 0 || note.dropped) return;
+    if (status.code() == Code::SNAPSHOT_DELETED || status.code() == Code::NOT_FOUND) return;
+    return judge_error(status, "read of new snapshot " + name);
+  }
+  const std::string wrong = history_.judge_snapshot(note, *content);
+  if (!wrong.empty()) wrong_(wrong);
+  if (!note.content) history_.content_read(index, *content);
+}
+
+void Workload::remove(Rng& rng) {
+  const std::optional<size_t> index = any_live(rng);
+  if (!index) return;
+  const Uuid uuid = history_.snapshots()[*index].uuid;
+  history_.delete_called(*index);
+  const Status status = volume_.delete_snapshot(uuid);
+  if (status.ok()) return history_.delete_returned(*index);
+  if (status.code() == Code::NOT_FOUND) return;  // dropped at the same time
+  judge_error(status, "delete");
+}
+
+void Workload::change(Rng& rng) {
+  const std::optional<size_t> index = any_live(rng);
+  if (!index) return;
+  Volume::SnapshotChanges changes;
+  changes.priority = static_cast<int>(rng.below(4));
+  Result<SnapshotInfo> changed =
+      volume_.update_snapshot(history_.snapshots()[*index].uuid, changes);
+  if (!changed.ok() && changed.status().code() != Code::NOT_FOUND)
+    judge_error(changed.status(), "update");
+}
+
+}  // namespace csnap
