@@ -7,7 +7,7 @@
 import { ControlClient } from "../control/client.js";
 import { loadDefinition, type VolumeDefinition } from "../volume/definition.js";
 import { DirectOperations } from "../volume/direct.js";
-import { CsnapError, codeOf } from "../volume/errors.js";
+import { CsnapError, codeOf, messageOf } from "../volume/errors.js";
 import { loadNative } from "../volume/load_native.js";
 import { openVolume, waitForLock } from "../volume/open.js";
 import type { VolumeOperations } from "../volume/operations.js";
@@ -57,7 +57,7 @@ async function reach(
     });
   } catch (error) {
     if (codeOf(error) !== "BUSY") throw error;
-    throw lockedError(context, definition);
+    throw lockedError(context, definition, messageOf(error));
   }
 }
 
@@ -101,9 +101,10 @@ function warnUnclean({ name, origin }: VolumeDefinition): void {
   );
 }
 
-export function lockedError(context: Context, { name, store }: VolumeDefinition): CsnapError {
+/** `cause` is the core's line, which names the process that holds the lock where it can. */
+function lockedError(context: Context, { name }: VolumeDefinition, cause: string): CsnapError {
   return new CsnapError(
     "BUSY",
-    `${name}: the store ${store} or its origin is locked by another process, and no server answers at ${controlSocketPath(context.runDir, name)}: stop that process, or set CSNAP_RUN_DIR to its run directory`,
+    `${cause}; no server of ${name} answers at ${controlSocketPath(context.runDir, name)}: if one runs, set CSNAP_RUN_DIR to its run directory`,
   );
 }

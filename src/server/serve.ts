@@ -110,6 +110,8 @@ class VolumeServer {
   private metricsUrl: string | undefined;
   private failure: string | undefined;
   private wakeOnFailure: (() => void) | undefined;
+  /** The signal that ends the server, or undefined for a failure; set by start(). */
+  private stopReason: Promise<NodeJS.Signals | undefined> | undefined;
 
   constructor(
     private readonly request: ServeRequest,
@@ -166,6 +168,8 @@ class VolumeServer {
     const { epoch, replayedRecords, lostEntries, clean } = this.volume.info();
     if (!clean)
       log(`recovered after a crash: ${replayedRecords} journal records, ${lostEntries} chunks lost`);
+    // From the first ready line on, a signal must end the server in order.
+    this.stopReason = this.signalOrFailure();
     for (const uri of this.uris) ready(uri);
     if (this.metricsUrl !== undefined) log(`metrics at ${this.metricsUrl}`);
     this.hub.emit({ kind: "server-ready", message: `epoch ${epoch}` });
@@ -188,7 +192,7 @@ class VolumeServer {
 
   /** Until a signal or a failure. */
   async run(): Promise<void> {
-    const signal = await this.signalOrFailure();
+    const signal = await this.stopReason;
     if (signal === undefined) return this.stopFailed();
     this.request.log(`${signal}: finishing what is under way; again to cut it`);
     this.hub.emit({ kind: "server-stopping", message: signal });
@@ -273,6 +277,7 @@ class VolumeServer {
     this.hub.emit({ kind, snapshot: name, snapshotUuid: snapshot, message });
     this.request.log(message || `${kind}${name && ` @${name}`}`);
     if (kind === "snapshot-deleted" || kind === "snapshot-dropped") this.exports.remove(snapshot);
+    if (kind === "snapshot-dropped" || kind === "high-water") this.guard.overtaken();
     if (kind === "low-water") void this.guard.lowWater();
     if (kind === "failed") {
       this.failure = message || "the volume failed";

@@ -11,7 +11,7 @@ import { CsnapError, codeOf, isNativeError, messageOf } from "./errors.js";
 import { hostView, needOrigin, refuseUsed } from "./inspect.js";
 
 /** How long a locked store is waited for. */
-export const lockWaitMs = 2000;
+export const lockWaitMs = 1000;
 const lockRetryMs = 50;
 
 export type OpenSettings = Omit<OpenVolumeOptions, "originPath" | "storePath">;

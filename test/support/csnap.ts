@@ -7,7 +7,9 @@ import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import tmp from "tmp";
 
-export const MAIN = fileURLToPath(new URL("../../dist/cli/main.js", import.meta.url));
+/** The built one, or (CSNAP_MAIN) any other, such as one that is installed. */
+export const MAIN =
+  process.env.CSNAP_MAIN ?? fileURLToPath(new URL("../../dist/cli/main.js", import.meta.url));
 
 export interface Outcome {
   readonly status: number | null;
