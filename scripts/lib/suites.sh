@@ -21,7 +21,7 @@ declare -rA INPUTS=(
 )
 
 readonly TEST_PACKAGES=(g++ make python3 git doctest-dev clang-format-14 clang-16 libclang-rt-16-dev
-  nbdkit libnbd-bin python3-libnbd qemu-utils qemu-system-x86 nbd-client nbd-server fio
+  nbdkit libnbd-bin python3-libnbd fuse3 qemu-utils qemu-system-x86 nbd-client nbd-server fio
   busybox-static e2fsprogs xfsprogs gnutls-bin openssl curl)
 
 # The simulated-disk tests are one doctest suite of the native program; `native` leaves them out.
