@@ -94,7 +94,7 @@ TEST_CASE("what can't be served is refused in one line that names it") {
   CHECK(open_status(fifo).code() == Code::INVALID_ARGUMENT);
 }
 
-TEST_CASE("one opener for writing; looks share among themselves and exclude a writer (F1)") {
+TEST_CASE("one opener for writing; looks share among themselves and exclude a writer (FD1)") {
   const TestDirectory directory;
   const std::string path = directory.file("origin");
   make_file(path, 8192);
@@ -128,7 +128,7 @@ TEST_CASE("one opener for writing; looks share among themselves and exclude a wr
   CHECK(open_status(path).ok());
 }
 
-TEST_CASE("a child that is executed keeps no lock (F2)") {
+TEST_CASE("a child that is executed keeps no lock (FD2)") {
   const TestDirectory directory;
   const std::string path = directory.file("origin");
   make_file(path, 8192);
