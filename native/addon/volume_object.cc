@@ -115,7 +115,7 @@ VolumeObject::VolumeObject(const Call& call) : Napi::ObjectWrap<VolumeObject>(ca
 Napi::Value VolumeObject::info(const Call& call) {
   VolumeInfo info;
   const Status status = volume_->with([&](Volume& volume) {
-    info = volume.info();
+    info = volume.recent_info();
     return Status();
   });
   if (!status.ok()) return throw_status(call.Env(), status);

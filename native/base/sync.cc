@@ -38,29 +38,47 @@ bool Mutex::try_lock() {
   return true;
 }
 
+namespace {
+
+// The calls fail only where the program is wrong (EDEADLK, EINVAL).
+void lock_or_die(int error_number) { CSNAP_ASSERT(error_number == 0); }
+
+}  // namespace
+
+SharedMutex::SharedMutex() {
+  pthread_rwlockattr_t attributes;
+  lock_or_die(pthread_rwlockattr_init(&attributes));
+  lock_or_die(
+      pthread_rwlockattr_setkind_np(&attributes, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP));
+  lock_or_die(pthread_rwlock_init(&real_, &attributes));
+  lock_or_die(pthread_rwlockattr_destroy(&attributes));
+}
+
+SharedMutex::~SharedMutex() { lock_or_die(pthread_rwlock_destroy(&real_)); }
+
 void SharedMutex::lock() {
-  if (!current_scheduler) return real_.lock();
+  if (!current_scheduler) return lock_or_die(pthread_rwlock_wrlock(&real_));
   current_scheduler->yield();
   while (holders_ != 0) current_scheduler->block(this, 0);
   holders_ = -1;
 }
 
 void SharedMutex::unlock() {
-  if (!current_scheduler) return real_.unlock();
+  if (!current_scheduler) return lock_or_die(pthread_rwlock_unlock(&real_));
   CSNAP_ASSERT(holders_ == -1);
   holders_ = 0;
   current_scheduler->wake_all(this);
 }
 
 void SharedMutex::lock_shared() {
-  if (!current_scheduler) return real_.lock_shared();
+  if (!current_scheduler) return lock_or_die(pthread_rwlock_rdlock(&real_));
   current_scheduler->yield();
   while (holders_ < 0) current_scheduler->block(this, 0);
   holders_++;
 }
 
 void SharedMutex::unlock_shared() {
-  if (!current_scheduler) return real_.unlock_shared();
+  if (!current_scheduler) return lock_or_die(pthread_rwlock_unlock(&real_));
   CSNAP_ASSERT(holders_ > 0);
   if (--holders_ == 0) current_scheduler->wake_all(this);
 }

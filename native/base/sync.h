@@ -8,6 +8,8 @@
 //  thread. I2  An object is used either always under a simulation or never.
 #pragma once
 
+#include <pthread.h>
+
 #include <condition_variable>
 #include <cstdint>
 #include <functional>
@@ -58,15 +60,20 @@ class Mutex {
   bool held_ = false;  // under a simulation only
 };
 
+// Shared and exclusive. A waiting exclusive locker goes before new shared ones (std::shared_mutex
+// lets readers starve it for ever), so nobody may take it shared twice.
 class SharedMutex {
  public:
+  SharedMutex();
+  ~SharedMutex();
+  SharedMutex(const SharedMutex&) = delete;
   void lock();
   void unlock();
   void lock_shared();
   void unlock_shared();
 
  private:
-  std::shared_mutex real_;
+  pthread_rwlock_t real_;
   int holders_ = 0;  // under a simulation only: -1 exclusive, else the number of readers
 };
 

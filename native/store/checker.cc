@@ -39,16 +39,22 @@ Result<StoreFindings> Checker::run(bool data) {
       [&](const NodeView& node) {
         findings_.index_nodes++;
         claim(node.block, 1, "the index");
-        return true;
+        return !stop_();
       },
       [&](const Entry& entry) {
         check_entry(entry, data);
-        return true;
+        return !stop_();
       },
       [&](const std::string& text) {
         problem(text);
         return true;
       }));
+  if (stop_())
+    return Status(
+        Code::BUSY,
+        device_.name() +
+            ": the check gave way, as the snapshot store is nearly full and needs the space "
+            "that a check holds back; check again when there is room");
   check_tables();
   check_space();
   check_counters();

@@ -33,8 +33,10 @@ struct StoreFindings {
 class Checker {
  public:
   // `device` is read for chunk data only. `progress`: entries done, entries in all; may be empty.
-  Checker(Device& device, StoreState state, std::function<void(uint64_t, uint64_t)> progress)
-      : device_(device), state_(state), progress_(std::move(progress)) {}
+  // `stop`: asked at every node and entry; true ends the check early with BUSY.
+  Checker(Device& device, StoreState state, std::function<void(uint64_t, uint64_t)> progress,
+          std::function<bool()> stop)
+      : device_(device), state_(state), progress_(std::move(progress)), stop_(std::move(stop)) {}
   // Errors: IO_ERROR where a device can't be read at all; everything else is a finding.
   Result<StoreFindings> run(bool data);
 
@@ -50,6 +52,7 @@ class Checker {
   Device& device_;
   StoreState state_;
   std::function<void(uint64_t, uint64_t)> progress_;
+  std::function<bool()> stop_;
   StoreFindings findings_;
   std::vector<bool> seen_;
   std::map<Holders, uint64_t> recount_;

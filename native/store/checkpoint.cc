@@ -62,6 +62,8 @@ Status Store::checkpoint(bool clean, const std::function<void(Superblock&)>& edi
   MutexLock one(checkpoint_mutex_);
   MutexLock lock(transaction_);
   if (failed()) return failure();
+  if (options_.look_only)
+    return Status(Code::READ_ONLY, device_.name() + ": the volume is open for looking only");
   const bool idle = journal_->used_bytes() == 0 && fresh_.empty() && !index_->stats().dirty_nodes &&
                     !snapshots_->pages().dirty() && !counters_->pages().dirty() &&
                     released_.empty();
@@ -71,10 +73,10 @@ Status Store::checkpoint(bool clean, const std::function<void(Superblock&)>& edi
   return status;
 }
 
-Status Store::flip_superblock(Superblock& next) {
+Status Store::flip_superblock(Superblock& next, bool& sync_failed) {
   MutexLock lock(superblock_mutex_);
   if (failed()) return failure();  // R4
-  CSNAP_TRY(write_superblock(device_, written_, next));
+  CSNAP_TRY(write_superblock(device_, written_, next, &sync_failed));
   written_ = next;
   sequence_in_use_ = next.sequence;
   return Status();
@@ -100,6 +102,10 @@ Status Store::write_state(bool clean, const std::function<void(Superblock&)>& ed
   next.space_map = space_map_->pages().seal(blocks);
   next.state = clean ? (next.state | format::kStateClean) : (next.state & ~format::kStateClean);
   if (edit) edit(next);
+  if (pins_ > 0) {
+    pinned_state_.resize(space_map_->block_count());
+    space_map_->add_used_to(pinned_state_);
+  }
   const uint64_t tail = next.journal_tail;
   std::vector<BlockNumber> released = std::move(released_);
   released_.clear();
@@ -113,10 +119,7 @@ Status Store::write_state(bool clean, const std::function<void(Superblock&)>& ed
     status = device_.sync();
     sync_failed = !status.ok();
   }
-  if (status.ok()) {
-    status = flip_superblock(next);
-    sync_failed = !status.ok();
-  }
+  if (status.ok()) status = flip_superblock(next, sync_failed);
   lock.lock();
   if (!status.ok()) {
     fail(status, sync_failed);
@@ -138,11 +141,19 @@ Status Store::write_state(bool clean, const std::function<void(Superblock&)>& ed
   chain_ = chain_of(next);
   journal_->set_tail(tail);
   checkpoint_record_due_ = true;
-  if (pins_ > 0)
-    pinned_blocks_.insert(pinned_blocks_.end(), released.begin(), released.end());
-  else
-    for (BlockNumber block : released) space_map_->unhold(block, 1);
+  let_go(released, 1, pinned_blocks_);
   return Status();
+}
+
+// Held runs become free, but for those that a pinned state refers to. Under the transaction lock.
+void Store::let_go(const std::vector<BlockNumber>& blocks, uint64_t run,
+                   std::vector<BlockNumber>& pinned) {
+  for (BlockNumber block : blocks) {
+    if (pins_ > 0 && pinned_state_[block])
+      pinned.push_back(block);
+    else
+      space_map_->unhold(block, run);
+  }
 }
 
 Result<Superblock> Store::pin_checkpoint() {
@@ -153,7 +164,8 @@ Result<Superblock> Store::pin_checkpoint() {
   pins_++;
   Status status = write_state(false, nullptr, lock);
   if (!status.ok()) {
-    pins_--;
+    lock.unlock();
+    unpin_checkpoint();
     return status;
   }
   MutexLock written(superblock_mutex_);
@@ -168,6 +180,22 @@ void Store::unpin_checkpoint() {
   for (BlockNumber block : pinned_chunks_) space_map_->unhold(block, space_map_->chunk_blocks());
   pinned_blocks_.clear();
   pinned_chunks_.clear();
+  pinned_state_.clear();
+  pins_revoked_ = false;
+  unpinned_.notify_all();
+}
+
+bool Store::pinned() {
+  MutexLock lock(transaction_);
+  return pins_ > 0;
+}
+
+bool Store::revoke_pins() {
+  MutexLock lock(transaction_);
+  if (pins_ == 0) return false;
+  pins_revoked_ = true;
+  while (pins_ > 0) unpinned_.wait(lock);
+  return true;
 }
 
 }  // namespace csnap

@@ -243,6 +243,8 @@ struct SnapshotSlot {
   uint8_t reserved[110];
 };
 static_assert(sizeof(SnapshotSlot) == 1344);
+// Live ones and those that wait for reclaim.
+constexpr uint64_t kSnapshotsMax = 262144;
 constexpr size_t kSnapshotsPerPage = kBlockPayloadBytes / sizeof(SnapshotSlot);  // 3
 
 // How many store chunks are held by exactly the live snapshots from `first` to `last` of a volume

@@ -35,6 +35,7 @@ Status Recovery::run() {
   CSNAP_TRY(verify_unconfirmed());
   CSNAP_TRY(delete_incomplete());
   store_.confirmed_ = end_.next_sequence - 1;
+  store_.reserve_ = store_.reserve_blocks();
   if (store_.options_.look_only) return Status();
   if (!checkpoint_due_) CSNAP_TRY(write_findings());
   if (checkpoint_due_) {
@@ -53,11 +54,16 @@ Status Recovery::load_state() {
   const Superblock& sb = store_.superblock_;
   // Pages are in RAM as a whole: sizes must be plausible before memory is taken for them.
   const uint64_t blocks = sb.store_bytes / kBlockBytes;
-  if (sb.snapshot_slots > blocks * format::kSnapshotsPerPage ||
-      sb.counter_slots > blocks * format::kCountersPerPage)
+  if (sb.snapshot_slots > std::min(blocks * format::kSnapshotsPerPage, format::kSnapshotsMax) ||
+      sb.counter_slots >
+          std::min<uint64_t>(blocks * format::kCountersPerPage, 2 * SpaceCounters::kBucketsMax))
     return Status(Code::CORRUPT, store_.device_.name() + ": the superblock's tables are too large");
   CSNAP_TRY(store_.space_map_->load(sb.space_map));
   CSNAP_TRY(store_.snapshots_->load(sb.snapshot_table, sb.snapshot_slots));
+  for (const Snapshot* snapshot : store_.snapshots_->all())
+    if (snapshot->generation == 0 || snapshot->generation >= sb.generation)
+      return Status(Code::CORRUPT, store_.device_.name() + ": snapshot " + snapshot->name +
+                                       " has an impossible generation");
   CSNAP_TRY(store_.counters_->load(sb.space_counters, sb.counter_slots,
                                    sb.state & format::kStateCountersEstimated));
   store_.index_->open({{sb.index.block, sb.index.crc}, sb.index.level}, sb.exception_count);
@@ -120,7 +126,15 @@ Status Recovery::take_snapshot(const RecordView& record) {
   const Snapshot* same_name = table.find_name(snapshot->volume, snapshot->name);
   const Snapshot* same_time = table.at_generation(snapshot->volume, snapshot->generation);
   const Snapshot* known = table.find(snapshot->uuid);
-  if ((same_name && same_name->uuid != snapshot->uuid) ||
+  // A new snapshot ends the running generation; an update changes neither that nor the serial.
+  const Superblock& sb = store_.superblock_;
+  const bool new_one = record.kind == RecordKind::SNAPSHOT;
+  const bool fits = new_one ? !known && snapshot->generation == sb.generation &&
+                                  snapshot->serial == sb.snapshot_serial + 1
+                            : known && known->generation == snapshot->generation &&
+                                  known->serial == snapshot->serial;
+  if (!fits || snapshot->volume != kOriginVolume ||
+      (same_name && same_name->uuid != snapshot->uuid) ||
       (same_time && same_time->uuid != snapshot->uuid) ||
       (record.kind == RecordKind::SNAPSHOT_UPDATE && !(known && known->live())))
     return Status(Code::CORRUPT,
@@ -418,6 +432,8 @@ Status Recovery::verify_unconfirmed() {
         Location::of(in_origin ? format::LocationKind::ERASED : format::LocationKind::LOST);
     finding.crc = 0;
     bool erased = false;
+    if (store.space_map_->free_blocks() < store.index_->blocks_needed(1))
+      return Status(Code::NO_SPACE, store.device_.name() + ": no room to replay the journal");
     if (in_origin)
       CSNAP_TRY(store.index_->erase(key, erased));
     else
@@ -472,7 +488,7 @@ Status Recovery::write_findings() {
     checkpoint_due_ = true;
     return Status();
   }
-  Result<Sequence> last = store.journal_->append(batch, store.confirmed_, store.sequence_in_use_);
+  Result<Sequence> last = store.journal_->append(batch, end_.confirmed, store.sequence_in_use_);
   if (!last.ok()) return last.take_status();
   CSNAP_TRY(store.device_.sync());
   store.confirmed_ = last.value();

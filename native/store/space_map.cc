@@ -163,6 +163,16 @@ bool SpaceMap::is_used(BlockNumber block) const {
   return block < block_count_ && bit_used(block);
 }
 
+void SpaceMap::add_used_to(std::vector<bool>& blocks) const {
+  MutexLock lock(mutex_);
+  for (uint64_t number = 0; number < pages_.page_count(); number++) {
+    if (!pages_.page(number)) continue;
+    const BlockNumber first = number * kSpacePageBits;
+    for (BlockNumber block = first; block < std::min(first + kSpacePageBits, block_count_); block++)
+      if (bit_used(block)) blocks[block] = true;
+  }
+}
+
 uint64_t SpaceMap::used_blocks() const {
   MutexLock lock(mutex_);
   return used_;

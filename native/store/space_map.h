@@ -43,6 +43,8 @@ class SpaceMap {
   void unhold(BlockNumber first, uint64_t count);
 
   bool is_used(BlockNumber block) const;
+  // Adds (sets true) every block in use to `blocks`, which is as long as the store.
+  void add_used_to(std::vector<bool>& blocks) const;
   uint64_t block_count() const { return block_count_; }
   uint64_t chunk_blocks() const { return chunk_blocks_; }
   uint64_t used_blocks() const;

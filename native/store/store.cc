@@ -97,6 +97,9 @@ Result<Store::Transaction> Store::begin(Priority priority, uint64_t record_bytes
     {
       MutexLock lock(transaction_);
       if (failed()) return failure();
+      if (options_.look_only)
+        return Status(Code::READ_ONLY, device_.name() + ": the volume is open for looking only");
+      reserve_ = reserve_blocks();
       const uint64_t needed = index_changes == 0 ? 0 : index_->blocks_needed(index_changes);
       const uint64_t free = space_map_->free_blocks();
       const bool journal_fits =
@@ -140,6 +143,8 @@ Status Store::commit(Transaction& transaction) {
     fail(status, true);
     return failure();
   }
+  // W9: somebody else's failure meanwhile; nothing is acknowledged any more.
+  if (failed()) return failure();
   CSNAP_RULE(W5, last.value() > confirmed_);
   confirmed_ = last.value();
   checkpoint_record_due_ = false;
@@ -151,7 +156,8 @@ Status Store::commit(Transaction& transaction) {
 Status Store::check_location(const Entry& entry) const {
   const auto kind = entry.location.kind();
   const bool sane =
-      kind == format::LocationKind::ZERO || kind == format::LocationKind::LOST ||
+      entry.location == Location::of(format::LocationKind::ZERO) ||
+      entry.location == Location::of(format::LocationKind::LOST) ||
       (kind == format::LocationKind::DATA && entry.location.raw != 0 &&
        entry.location.raw % space_map_->chunk_blocks() == 0 &&
        entry.location.raw * kBlockBytes >= format::kJournalOffset + superblock_.journal_bytes &&
@@ -238,18 +244,14 @@ void Store::apply_reclaimed(uint64_t pass) {
 // ---- Space -------------------------------------------------------------------------------------
 
 Result<BlockNumber> Store::allocate_chunk() {
-  std::optional<BlockNumber> block = space_map_->allocate_chunk(reserve_blocks());
+  std::optional<BlockNumber> block = space_map_->allocate_chunk(reserve_.load());
   if (!block) return Status(Code::NO_SPACE, device_.name() + ": the snapshot store is full");
   return *block;
 }
 
 void Store::unhold_chunks(const std::vector<BlockNumber>& blocks) {
   MutexLock lock(transaction_);
-  if (pins_ > 0) {
-    pinned_chunks_.insert(pinned_chunks_.end(), blocks.begin(), blocks.end());
-    return;
-  }
-  for (BlockNumber block : blocks) space_map_->unhold(block, space_map_->chunk_blocks());
+  let_go(blocks, space_map_->chunk_blocks(), pinned_chunks_);
 }
 
 BlockNumber Store::allocate() {
@@ -260,6 +262,12 @@ BlockNumber Store::allocate() {
 }
 
 void Store::release(BlockNumber block) {
+  if (!space_map_->is_used(block)) {
+    fail(Status(Code::CORRUPT,
+                device_.name() + ": block " + std::to_string(block) + " is in use but marked free"),
+         false);
+    return;
+  }
   if (fresh_.erase(block)) {
     space_map_->free_now(block);
     return;
@@ -297,13 +305,15 @@ void Store::fail(const Status& why, bool sync_failed) {
     failure_ = Status(Code::FAILED, why.message(), why.error_number());
     failed_.store(true, std::memory_order_release);
   }
-  if (!sync_failed || options_.look_only) return;
-  // W9: leave a mark where the device still takes it. The state stays that of the superblock in
-  // use, so that nothing half done becomes valid.
-  MutexLock lock(superblock_mutex_);
-  Superblock marked = written_;
-  marked.state = marked.state | format::kStateSyncFailed;
-  if (write_superblock(device_, written_, marked).ok()) written_ = marked;
+  if (sync_failed && !options_.look_only) {
+    // W9: leave a mark where the device still takes it. The state stays that of the superblock in
+    // use, so that nothing half done becomes valid.
+    MutexLock lock(superblock_mutex_);
+    Superblock marked = written_;
+    marked.state = marked.state | format::kStateSyncFailed;
+    if (write_superblock(device_, written_, marked).ok()) written_ = marked;
+  }
+  if (options_.on_failed) options_.on_failed(why);
 }
 
 }  // namespace csnap

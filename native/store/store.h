@@ -45,6 +45,8 @@ struct StoreOptions {
   UuidBytes boot_id{};
   IndexOptions index;
   std::function<UuidBytes()> make_uuid;
+  // Told once, by whichever thread meets the failure, when the mark is written; must not block.
+  std::function<void(const Status&)> on_failed;
 };
 
 // What recovery did, for info().
@@ -107,9 +109,14 @@ class Store final : public MetadataIo {
                     const std::function<void(format::Superblock&)>& edit = nullptr);
   bool wants_checkpoint();
   // While pinned, nothing that the superblock in use refers to is overwritten or reused. The pin
-  // starts with a checkpoint of its own. Returns that superblock.
+  // starts with a checkpoint of its own. Returns that superblock. The holder must unpin soon after
+  // pins_revoked() turns true: the space that it holds back is needed.
   Result<format::Superblock> pin_checkpoint();
   void unpin_checkpoint();
+  bool pinned();
+  bool pins_revoked() const { return pins_revoked_.load(std::memory_order_relaxed); }
+  // Waits until nothing is pinned; false: nothing was.
+  bool revoke_pins();
 
   // -- failure (W9)
   void fail(const Status& why, bool sync_failed);
@@ -118,6 +125,7 @@ class Store final : public MetadataIo {
 
   // -- the parts; changed only under the transaction lock
   MutexLock lock() { return MutexLock(transaction_); }
+  MutexLock try_lock() { return MutexLock(transaction_, std::try_to_lock); }
   format::Superblock& superblock() { return superblock_; }
   Index& index() { return *index_; }
   SpaceMap& space_map() { return *space_map_; }
@@ -147,7 +155,9 @@ class Store final : public MetadataIo {
   uint64_t journal_reserve() const;
   void fill_superblock(format::Superblock& next);
   Status write_sealed(std::vector<SealedBlock>& blocks);
-  Status flip_superblock(format::Superblock& next);
+  void let_go(const std::vector<BlockNumber>& blocks, uint64_t run,
+              std::vector<BlockNumber>& pinned);
+  Status flip_superblock(format::Superblock& next, bool& sync_failed);
   Status write_state(bool clean, const std::function<void(format::Superblock&)>& edit,
                      MutexLock& lock);
 
@@ -175,6 +185,9 @@ class Store final : public MetadataIo {
   Sequence confirmed_ = 0;
   bool checkpoint_record_due_ = false;
   uint32_t pins_ = 0;
+  std::atomic<bool> pins_revoked_{false};
+  CondVar unpinned_;
+  std::vector<bool> pinned_state_;          // blocks that a pinned state refers to
   std::vector<BlockNumber> pinned_blocks_;  // to be unheld when the last pin is gone
   std::vector<BlockNumber> pinned_chunks_;
 
@@ -182,6 +195,7 @@ class Store final : public MetadataIo {
   Mutex failure_mutex_;
   Status failure_;
   std::atomic<uint64_t> checkpoint_count_{0};
+  std::atomic<uint64_t> reserve_{0};  // reserve_blocks() as last worked out under transaction_
 };
 
 std::vector<EpochTermInfo> chain_of(const format::Superblock& superblock);

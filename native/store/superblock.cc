@@ -43,10 +43,19 @@ Status judge(Device& store, const Superblock& sb) {
                     chunk <= format::kChunkBytesMax &&
                     sb.journal_bytes >= format::kJournalBytesMin &&
                     sb.journal_bytes % kBlockBytes == 0 && sb.store_bytes % kBlockBytes == 0 &&
-                    sb.store_bytes > format::kJournalOffset + sb.journal_bytes &&
+                    sb.store_bytes > format::kJournalOffset &&
+                    sb.journal_bytes < sb.store_bytes - format::kJournalOffset &&
                     sb.epoch_count >= 1 && sb.epoch_count <= format::kEpochChainMax &&
                     sb.generation >= 1 && sb.sequence >= 1 && sb.origin_bytes > 0;
   if (!sane) return bad(store, Code::CORRUPT, "a superblock's geometry makes no sense");
+  // Nothing that only grows comes near its end, in anybody's life.
+  constexpr uint64_t kNever = uint64_t{1} << 62;
+  for (uint64_t number :
+       {uint64_t{sb.sequence}, uint64_t{sb.generation}, uint64_t{sb.snapshot_serial},
+        uint64_t{sb.delete_serial}, uint64_t{sb.tail_sequence}, uint64_t{sb.confirmed_sequence},
+        uint64_t{sb.journal_tail}, uint64_t{sb.epochs[sb.epoch_count - 1].epoch},
+        uint64_t{sb.epochs[sb.epoch_count - 1].first_sequence}})
+    if (number >= kNever) return bad(store, Code::CORRUPT, "a superblock's numbers make no sense");
   for (uint32_t i = 1; i < sb.epoch_count; i++)
     if (sb.epochs[i].epoch <= sb.epochs[i - 1].epoch ||
         sb.epochs[i].first_sequence < sb.epochs[i - 1].first_sequence)
@@ -67,12 +76,14 @@ void assert_grows(const Superblock& former, const Superblock& next) {
   CSNAP_RULE(W5, next.confirmed_sequence >= former.confirmed_sequence);
 }
 
-Status write_slot(Device& store, Superblock& superblock) {
+Status write_slot(Device& store, Superblock& superblock, bool* sync_failed = nullptr) {
   superblock.crc = 0;
   superblock.crc = superblock_crc(superblock);
   const uint64_t slot = superblock.sequence % 2;
   CSNAP_TRY(store.write(format::kSuperblockOffset[slot], &superblock, sizeof superblock));
-  return store.sync();
+  Status status = store.sync();
+  if (!status.ok() && sync_failed) *sync_failed = true;
+  return status;
 }
 
 }  // namespace
@@ -104,10 +115,11 @@ Result<SuperblockFound> load_superblock(Device& store) {
   return found;
 }
 
-Status write_superblock(Device& store, const Superblock& former, Superblock& superblock) {
+Status write_superblock(Device& store, const Superblock& former, Superblock& superblock,
+                        bool* sync_failed) {
   superblock.sequence = former.sequence + 1;
   assert_grows(former, superblock);
-  return write_slot(store, superblock);
+  return write_slot(store, superblock, sync_failed);
 }
 
 Status write_first_superblocks(Device& store, Superblock& superblock) {

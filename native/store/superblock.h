@@ -28,9 +28,9 @@ struct SuperblockFound {
 Result<SuperblockFound> load_superblock(Device& store);
 
 // Gives `superblock` the next sequence, seals, writes and syncs it (B1). `former` is the one in
-// use.
+// use. `sync_failed`, if given: whether it was the sync that failed (W9), not the write.
 Status write_superblock(Device& store, const format::Superblock& former,
-                        format::Superblock& superblock);
+                        format::Superblock& superblock, bool* sync_failed = nullptr);
 
 // Both slots of a new store, the sequences 1 and 2, each synced.
 Status write_first_superblocks(Device& store, format::Superblock& superblock);

@@ -19,7 +19,7 @@ Result<CheckReport> VolumeImpl::check(bool data,
     Checker checker(
         store_->device(),
         {now, store_->index(), store_->space_map(), store_->snapshots(), store_->counters()},
-        progress);
+        progress, [] { return false; });
     CSNAP_TRY_ASSIGN(findings, checker.run(data));
     report.snapshots = store_->snapshots().live_count();
   } else {
@@ -28,13 +28,21 @@ Result<CheckReport> VolumeImpl::check(bool data,
     CheckpointState state(store_->device(), pinned.value());
     Status status = state.load();
     if (status.ok()) {
-      Checker checker(store_->device(), state.state(), progress);
+      Checker checker(store_->device(), state.state(), progress,
+                      [this] { return store_->pins_revoked(); });
       Result<StoreFindings> run = checker.run(data);
       status = run.status();
       if (run.ok()) findings = run.take();
       report.snapshots = state.state().snapshots.live_count();
     }
     store_->unpin_checkpoint();
+    {
+      // What the policy had put off meanwhile.
+      MutexLock lock(space_mutex_);
+      reclaim_kicked_ = true;
+      reclaim_idle_ = false;
+      space_wake_.notify_all();
+    }
     if (status.code() == Code::CORRUPT) {
       findings.problem_count++;
       findings.problems.push_back(status.message());

@@ -45,6 +45,11 @@ void VolumeImpl::commit_group(const std::vector<ChunkIndex>& chunks) {
   std::vector<std::byte> buffer(chunk_bytes_);
   size_t next = 0;
   while (next < chunks.size()) {
+    if (store_->failed()) {
+      release_waiters({chunks.begin() + static_cast<ptrdiff_t>(next), chunks.end()},
+                      store_->failure());
+      return;
+    }
     const uint64_t progress = space_progress();
     std::shared_ptr<GenerationState> state;
     {
@@ -101,12 +106,14 @@ void VolumeImpl::commit_group(const std::vector<ChunkIndex>& chunks) {
       done.clear();
     }
     release_waiters(done, status);
+    look_at_water();
     next = taken;
     if (!status.ok()) {
       release_waiters({chunks.begin() + static_cast<ptrdiff_t>(next), chunks.end()}, status);
       return;
     }
     if (full && next < chunks.size() && !wait_for_space(progress)) {
+      if (store_->failed()) continue;  // no lack of space, then
       const Status why(Code::NO_SPACE,
                        store_->device().name() + ": the snapshot store is full; delete snapshots");
       emit(VolumeEvent::Kind::STORE_FULL, nullptr, why.message());

@@ -21,6 +21,15 @@ constexpr uint64_t kHighWaterDivisor = 8;
 
 }  // namespace
 
+// After a group of copy-outs: the policy starts before a write has to wait for space.
+void VolumeImpl::look_at_water() {
+  if (low_water_told_ || !low_water()) return;
+  MutexLock lock(space_mutex_);
+  reclaim_kicked_ = true;
+  reclaim_idle_ = false;
+  space_wake_.notify_all();
+}
+
 bool VolumeImpl::low_water() {
   MutexLock lock = store_->lock();
   const uint64_t available = store_->available_blocks();
@@ -49,7 +58,7 @@ void VolumeImpl::reclaim_loop() {
     if (status.ok()) {
       progressed = counters_.chunks_freed.load() > freed_before;
       follow_policy(urgent && !progressed, progressed);
-    } else if (!store_->failed()) {
+    } else if (status.code() != Code::NO_SPACE) {
       fail(status, false);
     }
 
@@ -102,9 +111,9 @@ void VolumeImpl::decide_drop(const Uuid& uuid) {
   space_wake_.notify_all();
 }
 
-// The unpinned snapshot with the lowest priority, the oldest among equals.
-std::optional<Uuid> VolumeImpl::choose_victim() {
-  MutexLock lock = store_->lock();
+// The unpinned snapshot with the lowest priority, the oldest among equals; null: none. Under the
+// transaction lock.
+const Snapshot* VolumeImpl::choose_victim() {
   const Snapshot* victim = nullptr;
   for (const Snapshot* snapshot : store_->snapshots().all()) {
     if (snapshot->state != format::SnapshotState::LIVE || snapshot->pinned() ||
@@ -114,15 +123,19 @@ std::optional<Uuid> VolumeImpl::choose_victim() {
         (snapshot->priority == victim->priority && snapshot->serial < victim->serial))
       victim = snapshot;
   }
-  if (!victim) return std::nullopt;
-  Uuid uuid;
-  std::memcpy(uuid.bytes, victim->uuid.data(), victim->uuid.size());
-  return uuid;
+  return victim;
 }
 
 // `urgent`: a write waits and nothing could be freed.
 void VolumeImpl::follow_policy(bool urgent, bool& progressed) {
   const bool low = low_water();
+  // A check holds back what is freed: nothing is dropped for its sake. It gives way to a write that
+  // waits for space, and otherwise is left to end (check() comes back here then).
+  if (urgent && store_->revoke_pins()) {
+    progressed = true;
+    return;
+  }
+  if (store_->pinned()) return;
   format::OnFull policy;
   {
     MutexLock lock = store_->lock();
@@ -130,11 +143,14 @@ void VolumeImpl::follow_policy(bool urgent, bool& progressed) {
   }
   if (low != low_water_told_) {
     low_water_told_ = low;
+    {
+      // Before the event, as its answer may be quick.
+      MutexLock lock(space_mutex_);
+      drop_answered_ = false;
+      drop_deadline_ms_ = monotonic_ms() + options_.drop_decision_ms;
+    }
     emit(low ? VolumeEvent::Kind::LOW_WATER : VolumeEvent::Kind::HIGH_WATER, nullptr,
          low ? "the snapshot store is nearly full" : "the snapshot store has room again");
-    MutexLock lock(space_mutex_);
-    drop_answered_ = false;
-    drop_deadline_ms_ = monotonic_ms() + options_.drop_decision_ms;
   }
   if (policy != format::OnFull::DROP_SNAPSHOTS || (!low && !urgent)) return;
   std::optional<Uuid> victim;
@@ -148,15 +164,10 @@ void VolumeImpl::follow_policy(bool urgent, bool& progressed) {
     drop_answered_ = false;
     drop_deadline_ms_ = monotonic_ms() + options_.drop_decision_ms;
   }
-  if (!victim) victim = choose_victim();
-  if (!victim) return;
-  Status status = delete_snapshot(*victim, true);
-  if (status.code() == Code::NOT_FOUND) {
-    // The answer was out of date.
-    victim = choose_victim();
-    if (!victim) return;
-    status = delete_snapshot(*victim, true);
-  }
+  Status status(Code::NOT_FOUND, "nothing was chosen");
+  if (victim) status = delete_snapshot(*victim, true);
+  // No answer, or one that is out of date: the core's own choice.
+  if (status.code() == Code::NOT_FOUND) status = remove_snapshot(nullptr, true);
   progressed = progressed || status.ok();
 }
 

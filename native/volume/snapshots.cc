@@ -28,6 +28,17 @@ UuidBytes bytes_of(const Uuid& uuid) {
 
 Status not_found() { return Status(Code::NOT_FOUND, "no such snapshot"); }
 
+// On disk a NUL ends a label's key and value.
+Status judge_labels(const std::vector<std::pair<std::string, std::string>>& labels) {
+  for (const auto& [key, value] : labels)
+    if (key.empty() || key.find('\0') != std::string::npos || value.find('\0') != std::string::npos)
+      return Status(Code::INVALID_ARGUMENT,
+                    "a label needs a name, and neither part may hold a NUL");
+  if (Snapshot::label_bytes(labels) > format::kLabelBytesMax)
+    return Status(Code::LIMIT, "labels of a snapshot take at most 1024 bytes together");
+  return Status();
+}
+
 }  // namespace
 
 Result<SnapshotInfo> VolumeImpl::create_snapshot(
@@ -36,8 +47,7 @@ Result<SnapshotInfo> VolumeImpl::create_snapshot(
   if (name.empty() || name.size() > format::kNameBytesMax || priority > 100)
     return Status(Code::INVALID_ARGUMENT,
                   "a snapshot's name has 1 to 128 bytes, its priority is 0 to 100");
-  if (Snapshot::label_bytes(labels) > format::kLabelBytesMax)
-    return Status(Code::LIMIT, "labels of a snapshot take at most 1024 bytes together");
+  CSNAP_TRY(judge_labels(labels));
   MutexLock one(snapshot_mutex_);
   // Most of what the barrier would have to wait for goes out before it.
   if (Status status = origin_.sync(); !status.ok()) {
@@ -59,7 +69,11 @@ Result<SnapshotInfo> VolumeImpl::create_snapshot(
     fail(status, true);
     return store_->failure();
   }
-  CSNAP_TRY(complete_snapshot(begun.value()));
+  if (Status status = complete_snapshot(begun.value()); !status.ok()) {
+    // Not whole, so it must not stay; where even that fails, the next open deletes it (W6).
+    if (!store_->failed()) (void)remove_snapshot(&begun.value().uuid, false);
+    return status;
+  }
   SnapshotInfo info = info_of(begun.value());
   info.state = format::SnapshotState::LIVE;
   emit(VolumeEvent::Kind::SNAPSHOT_CREATED, &begun.value(), "snapshot " + name + " created");
@@ -74,6 +88,9 @@ Result<Snapshot> VolumeImpl::begin_snapshot(Snapshot snapshot) {
   Store::Transaction transaction = begun.take();
   if (store_->snapshots().find_name(kOriginVolume, snapshot.name))
     return Status(Code::ALREADY_EXISTS, "a snapshot named " + snapshot.name + " exists already");
+  if (store_->snapshots().all().size() >= format::kSnapshotsMax)
+    return Status(Code::LIMIT, "a store holds at most " + std::to_string(format::kSnapshotsMax) +
+                                   " snapshots; delete some");
   snapshot.generation = store_->superblock().generation;
   snapshot.serial = store_->superblock().snapshot_serial + 1;
 
@@ -108,6 +125,8 @@ Status VolumeImpl::complete_snapshot(const Snapshot& snapshot) {
   Snapshot done = *store_->snapshots().find(snapshot.uuid);
   done.state = format::SnapshotState::LIVE;
   store_->apply_snapshot(done);
+  MutexLock lock(views_mutex_);
+  openable_[done.uuid] = {done.generation, done.size_bytes};
   return Status();
 }
 
@@ -121,18 +140,29 @@ void VolumeImpl::refresh_newest_live() {
 }
 
 Status VolumeImpl::delete_snapshot(const Uuid& uuid, bool dropped) {
+  {
+    MutexLock lock = store_->lock();
+    const Snapshot* found = store_->snapshots().find(bytes_of(uuid));
+    if (!found || found->state != format::SnapshotState::LIVE) return not_found();
+  }
+  const UuidBytes bytes = bytes_of(uuid);
+  return remove_snapshot(&bytes, dropped);
+}
+
+// `uuid` null: the one that the store-full policy gives up first, chosen in the same transaction.
+Status VolumeImpl::remove_snapshot(const UuidBytes* uuid, bool dropped) {
   Snapshot snapshot;
   {
     Result<Store::Transaction> begun =
         store_->begin(Priority::RESERVED, sizeof(format::DeleteRecord), 0);
     if (!begun.ok()) return begun.take_status();
     Store::Transaction transaction = begun.take();
-    const Snapshot* found = store_->snapshots().find(bytes_of(uuid));
-    if (!found || found->state != format::SnapshotState::LIVE) return not_found();
+    const Snapshot* found = uuid ? store_->snapshots().find(*uuid) : choose_victim();
+    if (!found || !found->live()) return not_found();
     snapshot = *found;
     format::DeleteRecord record;
     std::memset(&record, 0, sizeof record);
-    std::memcpy(record.uuid, uuid.bytes, sizeof record.uuid);
+    std::memcpy(record.uuid, snapshot.uuid.data(), sizeof record.uuid);
     record.delete_serial = store_->superblock().delete_serial + 1;
     record.dropped = dropped ? 1 : 0;
     transaction.batch.add_struct(format::RecordKind::DELETE, record);
@@ -142,6 +172,7 @@ Status VolumeImpl::delete_snapshot(const Uuid& uuid, bool dropped) {
       // Its readers are told before a writer may overwrite what it shares with the origin, and
       // before anything of it can be freed (that takes the transaction lock).
       MutexLock lock(views_mutex_);
+      openable_.erase(snapshot.uuid);
       const auto at = views_.find(snapshot.uuid);
       if (at != views_.end()) {
         if (std::shared_ptr<VolumeView> view = at->second.lock()) view->deleted.store(true);
@@ -180,8 +211,7 @@ Result<SnapshotInfo> VolumeImpl::update_snapshot(const Uuid& uuid, const Snapsho
     std::erase_if(snapshot.labels, [&](const auto& label) { return label.first == key; });
     if (!value.empty()) snapshot.labels.push_back({key, value});
   }
-  if (Snapshot::label_bytes(snapshot.labels) > format::kLabelBytesMax)
-    return Status(Code::LIMIT, "labels of a snapshot take at most 1024 bytes together");
+  CSNAP_TRY(judge_labels(snapshot.labels));
   transaction.batch.add_struct(format::RecordKind::SNAPSHOT_UPDATE, snapshot.to_disk());
   CSNAP_TRY(store_->commit(transaction));
   store_->apply_snapshot(snapshot);

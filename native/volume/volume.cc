@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
 
@@ -216,6 +217,7 @@ Status VolumeImpl::start() {
     std::memcpy(bytes.data(), uuid.bytes, bytes.size());
     return bytes;
   };
+  store.on_failed = [this](const Status& why) { on_failed(why); };
   Result<std::unique_ptr<Store>> opened = Store::open(std::move(store), found.take());
   if (!opened.ok()) return opened.take_status();
   store_ = opened.take();
@@ -238,6 +240,10 @@ Status VolumeImpl::open_parts() {
   origin_view_ = std::make_shared<VolumeView>();
   origin_view_->size_bytes = origin_bytes_;
   origin_view_->read_only = options_.look_only;
+  for (const Snapshot* snapshot : store_->snapshots().all())
+    if (snapshot->state == format::SnapshotState::LIVE)
+      openable_[snapshot->uuid] = {snapshot->generation, snapshot->size_bytes};
+  fill_info(last_info_);
   if (options_.look_only) return Status();
   pool_ = std::make_unique<IoPool>(options_.io_threads);
   // Whatever a former term deleted and did not get to.
@@ -304,7 +310,8 @@ void VolumeImpl::maintain() {
     lock.unlock();
     if (store_->wants_checkpoint()) {
       Status status = store_->checkpoint();
-      if (!status.ok()) fail(status, false);
+      // No room for metadata is no failure: reclaim, or the end of a check, brings some.
+      if (!status.ok() && status.code() != Code::NO_SPACE) fail(status, false);
     }
     lock.lock();
   }
@@ -328,20 +335,16 @@ std::shared_ptr<View> VolumeImpl::open_origin() { return origin_view_; }
 Result<std::shared_ptr<View>> VolumeImpl::open_snapshot(const Uuid& uuid) {
   UuidBytes bytes;
   std::memcpy(bytes.data(), uuid.bytes, bytes.size());
-  MutexLock lock = store_->lock();
-  const Snapshot* snapshot = store_->snapshots().find(bytes);
-  if (!snapshot) return Status(Code::NOT_FOUND, "no such snapshot");
-  if (snapshot->deleted()) return Status(Code::SNAPSHOT_DELETED, "the snapshot was deleted");
-  if (snapshot->state != format::SnapshotState::LIVE)
-    return Status(Code::NOT_FOUND, "the snapshot is still being created");
   MutexLock views(views_mutex_);
+  const auto snapshot = openable_.find(bytes);
+  if (snapshot == openable_.end()) return Status(Code::NOT_FOUND, "no such snapshot");
   if (const auto at = views_.find(bytes); at != views_.end())
     if (std::shared_ptr<VolumeView> view = at->second.lock()) return std::shared_ptr<View>(view);
   auto view = std::make_shared<VolumeView>();
-  view->size_bytes = snapshot->size_bytes;
+  view->size_bytes = snapshot->second.size_bytes;
   view->read_only = true;
   view->uuid = uuid;
-  view->generation = snapshot->generation;
+  view->generation = snapshot->second.generation;
   views_[bytes] = view;
   return std::shared_ptr<View>(view);
 }
@@ -423,9 +426,10 @@ void VolumeImpl::run_on_pool(std::function<void()> task) { pool_->run(std::move(
 
 // ---- Failure, events, info ---------------------------------------------------------------------
 
-void VolumeImpl::fail(const Status& why, bool sync_failed) {
-  if (store_->failed()) return;
-  store_->fail(why, sync_failed);
+void VolumeImpl::fail(const Status& why, bool sync_failed) { store_->fail(why, sync_failed); }
+
+// The volume has stopped (W9), whoever found out.
+void VolumeImpl::on_failed(const Status& why) {
   emit(VolumeEvent::Kind::FAILED, nullptr, "the volume has stopped: " + why.message());
   MutexLock lock(space_mutex_);
   space_changed_.notify_all();
@@ -443,10 +447,8 @@ void VolumeImpl::emit(VolumeEvent::Kind kind, const Snapshot* snapshot, std::str
   options_.on_event(event);
 }
 
-VolumeInfo VolumeImpl::info() {
-  VolumeInfo info;
+void VolumeImpl::fill_info(VolumeInfo& info) {
   {
-    MutexLock lock = store_->lock();
     const Superblock& sb = store_->superblock();
     info.name = field_text(sb.volume_name);
     std::memcpy(info.volume_uuid.bytes, sb.volume_uuid, 16);
@@ -483,6 +485,39 @@ VolumeInfo VolumeImpl::info() {
     const uint64_t head = (format::kJournalOffset + sb.journal_bytes) / kBlockBytes;
     info.blocks_metadata = used - std::min(used, info.blocks_data + head);
   }
+}
+
+VolumeInfo VolumeImpl::info() {
+  VolumeInfo info;
+  {
+    MutexLock lock = store_->lock();
+    fill_info(info);
+  }
+  add_counters(info);
+  return info;
+}
+
+VolumeInfo VolumeImpl::recent_info() {
+  constexpr int kTriesMax = 10;
+  for (int tries = 0; tries < kTriesMax; tries++) {
+    if (MutexLock lock = store_->try_lock(); lock.owns_lock()) {
+      MutexLock last(info_mutex_);
+      last_info_ = VolumeInfo();
+      fill_info(last_info_);
+      break;
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  VolumeInfo info;
+  {
+    MutexLock last(info_mutex_);
+    info = last_info_;
+  }
+  add_counters(info);
+  return info;
+}
+
+void VolumeImpl::add_counters(VolumeInfo& info) const {
   info.exceptions = store_->index().stats().entries;
   info.clean = store_->recovery().was_clean;
   info.replayed_records = store_->recovery().records;
@@ -502,7 +537,6 @@ VolumeInfo VolumeImpl::info() {
   info.parked = counters_.parked.load();
   info.checksum_errors = counters_.checksum_errors.load();
   info.chunks_freed = counters_.chunks_freed.load();
-  return info;
 }
 
 }  // namespace csnap

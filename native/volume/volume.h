@@ -266,6 +266,9 @@ class Volume {
 
   // -- looks and care
   virtual VolumeInfo info() = 0;
+  // The same for a thread that must not wait for a disk: while a transaction holds its lock over a
+  // sync, the figures are those of the last look.
+  virtual VolumeInfo recent_info() = 0;
   virtual Status checkpoint() = 0;
   // Verifies metadata; with `data` every checksum too. On a served volume it looks at the state of
   // a checkpoint of its own and holds the blocks that state needs meanwhile.

@@ -57,6 +57,7 @@ class VolumeImpl final : public Volume {
   Status diff(const Uuid& a, const Uuid& b,
               const std::function<bool(ChunkIndex first, uint64_t count)>& out) override;
   VolumeInfo info() override;
+  VolumeInfo recent_info() override;
   Status checkpoint() override;
   Result<CheckReport> check(bool data,
                             const std::function<void(uint64_t, uint64_t)>& progress) override;
@@ -66,9 +67,12 @@ class VolumeImpl final : public Volume {
  private:
   // -- volume.cc
   Status open_parts();
+  void fill_info(VolumeInfo& info);  // under the transaction lock
+  void add_counters(VolumeInfo& info) const;
   Status judge_origin(const format::Superblock& sb, bool& accepted) const;
   void emit(VolumeEvent::Kind kind, const Snapshot* snapshot, std::string message);
   void fail(const Status& why, bool sync_failed);
+  void on_failed(const Status& why);
   void finish(IoRequest& request, Status status);  // calls done
   void stop_threads();
   void maintain();  // the checkpoint thread
@@ -123,6 +127,7 @@ class VolumeImpl final : public Volume {
   SnapshotInfo info_of(const Snapshot& snapshot);
   Result<Snapshot> begin_snapshot(Snapshot snapshot);
   Status complete_snapshot(const Snapshot& snapshot);
+  Status remove_snapshot(const UuidBytes* uuid, bool dropped);
   void refresh_newest_live();
 
   // -- reclaimer.cc
@@ -132,8 +137,9 @@ class VolumeImpl final : public Volume {
   Status free_entries(Store::Transaction& transaction, const std::vector<Entry>& entries);
   bool freeable(const Entry& entry, const Entry* before, Status& status);
   bool low_water();
+  void look_at_water();
   void follow_policy(bool urgent, bool& progressed);
-  std::optional<Uuid> choose_victim();
+  const Snapshot* choose_victim();
   void throttle(uint64_t freed_chunks);
 
   const VolumeOptions options_;
@@ -158,6 +164,12 @@ class VolumeImpl final : public Volume {
   Mutex views_mutex_;
   std::shared_ptr<VolumeView> origin_view_;
   std::map<UuidBytes, std::weak_ptr<VolumeView>> views_;
+  struct Openable {
+    Generation generation;
+    uint64_t size_bytes;
+  };
+  std::map<UuidBytes, Openable>
+      openable_;  // LIVE snapshots, so that opening waits for no transaction
 
   // Parked requests, by chunk. An entry lives until the chunk's waiters are released.
   Mutex pending_mutex_;
@@ -179,9 +191,9 @@ class VolumeImpl final : public Volume {
   bool reclaim_idle_ = true;
   uint64_t space_requests_ = 0;  // tickets of wait_for_space()
   uint64_t space_served_ = 0;
-  uint64_t space_progress_ = 0;    // grows when something was freed or dropped
-  bool space_waited_for_ = false;  // the committer waits now
-  bool low_water_told_ = false;
+  uint64_t space_progress_ = 0;              // grows when something was freed or dropped
+  bool space_waited_for_ = false;            // the committer waits now
+  std::atomic<bool> low_water_told_{false};  // set by the reclaimer only
   uint64_t drop_deadline_ms_ = 0;
   bool drop_answered_ = false;
   Uuid drop_answer_;
@@ -194,6 +206,8 @@ class VolumeImpl final : public Volume {
   Thread reclaimer_;
   Thread maintainer_;
   std::unique_ptr<IoPool> pool_;
+  Mutex info_mutex_;
+  VolumeInfo last_info_;
   bool closed_ = false;
 
   struct {
