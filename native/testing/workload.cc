@@ -188,8 +188,9 @@ void Workload::read_some_snapshot(Rng& rng) {
   const std::optional<size_t> index = any_live(rng);
   if (!index) return;
   Status status;
-  const std::shared_ptr<Tokens> content = read_snapshot(
-      volume_, history_.snapshots()[*index].uuid, history_.sector_count(), status);
+  const Uuid uuid = history_.snapshots()[*index].uuid;  // a copy, as below
+  const std::shared_ptr<Tokens> content =
+      read_snapshot(volume_, uuid, history_.sector_count(), status);
   const SnapshotNote& note = history_.snapshots()[*index];
   if (!content) {
     if (status.code() == Code::SNAPSHOT_DELETED || status.code() == Code::NOT_FOUND) {
@@ -248,8 +249,8 @@ void Workload::change(Rng& rng) {
   if (!index) return;
   Volume::SnapshotChanges changes;
   changes.priority = static_cast<int>(rng.below(4));
-  Result<SnapshotInfo> changed =
-      volume_.update_snapshot(history_.snapshots()[*index].uuid, changes);
+  const Uuid uuid = history_.snapshots()[*index].uuid;  // a copy: others add to the list meanwhile
+  Result<SnapshotInfo> changed = volume_.update_snapshot(uuid, changes);
   if (!changed.ok() && changed.status().code() != Code::NOT_FOUND)
     judge_error(changed.status(), "update");
 }
