@@ -39,8 +39,8 @@ CrashShape CrashShape::random(Rng& rng) {
       chunk_sectors * rng.between(12, rng.one_in(4) ? 64 : 28) + rng.between(1, chunk_sectors - 1);
   shape.journal_bytes = rng.coin() ? 65536 : 131072;
   // The smallest that can be fills up, so that snapshots are dropped and chunks used again.
-  const uint64_t least = format::kJournalOffset + shape.journal_bytes + 256 * kBlockBytes +
-                         16 * shape.chunk_bytes;
+  const uint64_t least =
+      format::kJournalOffset + shape.journal_bytes + 256 * kBlockBytes + 16 * shape.chunk_bytes;
   shape.store_bytes = round_up(least, kBlockBytes) + (rng.coin() ? 0 : (uint64_t{2} << 20));
   shape.node_capacity = rng.one_in(5) ? 84 : static_cast<uint32_t>(rng.between(4, 6));
   shape.group_chunks_max = static_cast<uint32_t>(rng.one_in(4) ? 64 : rng.between(1, 6));
@@ -151,11 +151,10 @@ void CrashExplorer::crash(Life& life, const SimEvent& event, CrashKind kind) {
   met("crash while " + actor + " " + device_op_name(event.op) + "s " +
       place_of(event, shape_.journal_bytes) + (life.opening ? " at open" : ""));
   trail_.resize(life.depth);
-  trail_.push_back(std::string(kind_name(static_cast<int>(kind))) + " at step " +
-                   std::to_string(event.step) + " of life " + std::to_string(life.depth) +
-                   (life.opening ? " (opening)" : "") + ", tick " +
-                   std::to_string(life.world.history.now()) + ": " + actor + ": " +
-                   csnap::describe(event));
+  trail_.push_back(
+      std::string(kind_name(static_cast<int>(kind))) + " at step " + std::to_string(event.step) +
+      " of life " + std::to_string(life.depth) + (life.opening ? " (opening)" : "") + ", tick " +
+      std::to_string(life.world.history.now()) + ": " + actor + ": " + csnap::describe(event));
   World world = life.world;
   if (life.opening) {
     world.opens_unfinished = true;

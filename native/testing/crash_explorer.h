@@ -1,7 +1,7 @@
 // Crash exploration: runs a history of concurrent clients on simulated disks and, at every device
 // operation, looks at what a power loss or a kill at that moment would leave: opens a volume on the
-// image and has the History judge it; crashes again during that recovery; now and then lives on from
-// there and crashes again. Caller: volume/crash_test.cc.
+// image and has the History judge it; crashes again during that recovery; now and then lives on
+// from there and crashes again. Caller: volume/crash_test.cc.
 //
 // Invariants
 //  I1  A seed is a whole exploration.
@@ -111,7 +111,7 @@ class CrashExplorer {
   Rng rng_;
   std::vector<std::unique_ptr<SimScheduler>> schedulers_;
   std::vector<std::string> trail_;  // by depth
-  uint32_t depth_ = 0;  // of the life that runs now
+  uint32_t depth_ = 0;              // of the life that runs now
   std::string failure_;
   std::map<std::string, uint64_t> met_;
   uint64_t crash_points_ = 0, images_ = 0, clock_ = 0, boots_ = 1;

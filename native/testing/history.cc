@@ -46,6 +46,11 @@ Tokens tokens_of(const std::vector<uint8_t>& bytes, uint64_t first_sector) {
 
 // ---- Writing down ------------------------------------------------------------------------------
 
+void History::promised(const char* what) {
+  promise_count_++;
+  if (stopped_) acknowledged_after_stop_ = what;
+}
+
 Token History::submitted(IoOp kind, uint64_t first_sector, uint64_t sector_count) {
   ops_.push_back({kind, first_sector, sector_count, tick()});
   const auto op = static_cast<uint32_t>(ops_.size() - 1);
@@ -61,16 +66,15 @@ void History::acknowledged(Token token, bool durable) {
   op.over = tick();
   op.acknowledged = true;
   op.durable = durable;
-  promise_count_++;
+  promised(op.durable ? "a write with FUA" : "a write");
 }
 
 void History::refused(Token token) { ops_[token - 1'000'000].over = tick(); }
 
 void History::flush_acknowledged(Tick submitted) {
   tick();
-  if (submitted <= flushed_before_) return;
-  flushed_before_ = submitted;
-  promise_count_++;
+  promised("a flush");
+  flushed_before_ = std::max(flushed_before_, submitted);
 }
 
 size_t History::create_called(const std::string& name) {
@@ -84,7 +88,7 @@ size_t History::create_called(const std::string& name) {
 void History::create_returned(size_t index, const Uuid& uuid) {
   snapshots_[index].uuid = uuid;
   snapshots_[index].returned = tick();
-  promise_count_++;
+  promise_count_++;  // made durable a while ago: no telling what happened since
 }
 
 void History::delete_returned(size_t index) {
@@ -151,7 +155,10 @@ std::string History::describe(uint64_t sector, Token token) const {
   if (initial_[sector] != 0) text += " initial token " + std::to_string(initial_[sector]);
   for (const Version& version : by_sector_[sector]) {
     const Op& op = ops_[version.op];
-    text += " [" + std::string(op.observed ? "found " : op.kind == IoOp::TRIM ? "trim " : "") +
+    text += " [" +
+            std::string(op.observed             ? "found "
+                        : op.kind == IoOp::TRIM ? "trim "
+                                                : "") +
             std::to_string(version.token) + " at " + std::to_string(op.submitted) + "-" +
             (op.over == kUnderWay ? "" : std::to_string(op.over)) +
             (op.durable        ? " durable"
@@ -208,8 +215,8 @@ std::string History::judge_snapshot(const SnapshotNote& note, const Tokens& cont
     });
     if (!possible(sector, content[sector], latest, until))
       return "snapshot " + note.name + " (created at " + std::to_string(note.called) + "-" +
-             (note.returned ? std::to_string(note.returned) : "") +
-             ", all before " + std::to_string(depends) +
+             (note.returned ? std::to_string(note.returned) : "") + ", all before " +
+             std::to_string(depends) +
              " belongs to it) breaks W7: " + describe(sector, content[sector]);
   }
   return "";

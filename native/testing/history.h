@@ -2,11 +2,12 @@
 // that allows, after a crash too. Callers: workload.h, which fills it, crash_explorer.h and tests,
 // which judge by it.
 //
-// Every write fills its sectors with its own number (its token), so that each sector read back names
-// the operation it comes from. Token 0 is zeros: of a zeroing, a trim, or never written.
+// Every write fills its sectors with its own number (its token), so that each sector read back
+// names the operation it comes from. Token 0 is zeros: of a zeroing, a trim, or never written.
 //
 // Invariants
-//  I1  Only what a client can know counts: an operation begins when it is submitted and is over when
+//  I1  Only what a client can know counts: an operation begins when it is submitted and is over
+//  when
 //      its reply came (or the server died); two that overlap in time may take effect in any order.
 //  I2  Judging changes nothing.
 #pragma once
@@ -44,12 +45,10 @@ struct SnapshotNote {
   bool failed = false;
   Tick delete_called = 0;
   Tick delete_returned = 0;
-  bool dropped = false;  // by the store-full policy, as an event said
+  bool dropped = false;                   // by the store-full policy, as an event said
   std::shared_ptr<const Tokens> content;  // once read in full
 
-  bool must_exist() const {
-    return returned != 0 && delete_called == 0 && !dropped;
-  }
+  bool must_exist() const { return returned != 0 && delete_called == 0 && !dropped; }
   bool must_be_gone() const { return failed || delete_returned != 0 || dropped; }
 };
 
@@ -83,6 +82,11 @@ class History {
   const std::vector<SnapshotNote>& snapshots() const { return snapshots_; }
   std::vector<SnapshotNote>& snapshots() { return snapshots_; }
 
+  // The volume has said that it stopped (W9): whatever is acknowledged from now on is wrong.
+  void stopped() { stopped_ = true; }
+  // Empty, or what was.
+  const std::string& acknowledged_after_stop() const { return acknowledged_after_stop_; }
+
   // -- judging: empty, or what is wrong
   std::string judge_origin(const Tokens& now, Loss loss) const;
   // A read of the origin that was submitted at `submitted` and has just returned.
@@ -103,14 +107,15 @@ class History {
     Tick submitted;
     Tick over = kUnderWay;
     bool acknowledged = false;
-    bool durable = false;  // acknowledged with FUA, or found after power loss
-    bool observed = false; // not an operation: what was there after a recovery
+    bool durable = false;   // acknowledged with FUA, or found after power loss
+    bool observed = false;  // not an operation: what was there after a recovery
   };
   struct Version {
     uint32_t op;
     Token token;
   };
 
+  void promised(const char* what);
   bool kept(const Op& op, Loss loss) const;
   // Submit time of the youngest operation on the sector that `counts`; 0: none.
   template <typename Counts>
@@ -126,6 +131,8 @@ class History {
   Tick now_ = 0;
   Tick flushed_before_ = 0;  // acknowledged before this: durable (W3)
   uint64_t promise_count_ = 0;
+  bool stopped_ = false;
+  std::string acknowledged_after_stop_;
 };
 
 }  // namespace csnap

@@ -54,7 +54,8 @@ std::string VolumeModel::trimmed(uint64_t offset, const std::vector<uint8_t>& no
     if (now[i] == was) continue;
     const ChunkIndex chunk = (offset + i) / chunk_bytes_;
     if (now[i] != 0) return "a trim left other data at " + std::to_string(offset + i);
-    if (exact_ && owed(chunk)) return "a trim took chunk " + std::to_string(chunk) + " from a snapshot";
+    if (exact_ && owed(chunk))
+      return "a trim took chunk " + std::to_string(chunk) + " from a snapshot";
     was = 0;
   }
   return "";
@@ -62,8 +63,7 @@ std::string VolumeModel::trimmed(uint64_t offset, const std::vector<uint8_t>& no
 
 void VolumeModel::create(const SnapshotInfo& info) {
   CSNAP_ASSERT(info.generation == generation_);
-  Snapshot snapshot{info.uuid,   info.name, info.generation, info.priority,
-                    info.pinned, {},        origin_};
+  Snapshot snapshot{info.uuid, info.name, info.generation, info.priority, info.pinned, {}, origin_};
   for (const auto& [key, value] : info.labels) snapshot.labels[key] = value;
   snapshots_.push_back(std::move(snapshot));
   generation_++;

@@ -3,7 +3,8 @@
 // Callers: crash_explorer.h, fault tests.
 //
 // Invariants
-//  I1  A client submits its next request when the last was answered, so its own order is known; what
+//  I1  A client submits its next request when the last was answered, so its own order is known;
+//  what
 //      different clients do overlaps.
 //  I2  The first thing that is wrong ends the run through `wrong`, which does not return.
 #pragma once

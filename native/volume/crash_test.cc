@@ -1,5 +1,5 @@
-// Crashes at every device operation of random histories (design section 7): whatever a power loss or
-// a kill leaves, the store opens, check is clean, and W1-W8 hold.
+// Crashes at every device operation of random histories (design section 7): whatever a power loss
+// or a kill leaves, the store opens, check is clean, and W1-W8 hold.
 #include <doctest/doctest.h>
 
 #include <chrono>
@@ -91,8 +91,8 @@ TEST_CASE("crash exploration: every device operation of random histories") {
   std::string paths;
   for (const auto& [what, count] : met) paths += "\n  " + what + ": " + std::to_string(count);
   MESSAGE("CSNAP_SEED=" << seed << ": " << points << " crash points, " << images
-                        << " volumes opened after a crash, " << histories << " histories; met:"
-                        << paths);
+                        << " volumes opened after a crash, " << histories
+                        << " histories; met:" << paths);
 }
 
 }  // namespace csnap

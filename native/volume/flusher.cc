@@ -25,10 +25,8 @@ void VolumeImpl::flush_round() {
       group.swap(flush_waiting_);
     }
     Status status = store_->failed() ? store_->failure() : origin_.sync();
-    if (!status.ok() && !store_->failed()) {
-      fail(status, true);
-      status = store_->failure();
-    }
+    if (!status.ok()) fail(status, true);
+    if (store_->failed()) status = store_->failure();
     for (IoRequest* request : group) finish(*request, status);
   }
 }

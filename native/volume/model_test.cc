@@ -320,12 +320,11 @@ class Run {
     const VolumeModel::Snapshot* b = any_snapshot();
     if (rng_.one_in(3)) b = nullptr;
     std::vector<ChunkIndex> chunks;
-    const Status status = volume_->diff(a->uuid, b ? b->uuid : Uuid(),
-                                        [&](ChunkIndex first, uint64_t count) {
-                                          for (uint64_t i = 0; i < count; i++)
-                                            chunks.push_back(first + i);
-                                          return true;
-                                        });
+    const Status status =
+        volume_->diff(a->uuid, b ? b->uuid : Uuid(), [&](ChunkIndex first, uint64_t count) {
+          for (uint64_t i = 0; i < count; i++) chunks.push_back(first + i);
+          return true;
+        });
     if (b && b->generation < a->generation) {
       expect(status.code() == Code::INVALID_ARGUMENT, "diff backwards");
       return;
@@ -522,9 +521,9 @@ TEST_CASE("volume model: random operations agree with a plain model in memory") 
     const std::string wrong = run->go();
     if (!wrong.empty()) {
       run.release();  // its volume was abandoned in the middle of things
-      FAIL_CHECK("CSNAP_SEED=" << seed << ", round " << round << ", "
-                               << shape.chunk_bytes << " byte chunks, nodes of "
-                               << shape.node_capacity << ": " << wrong);
+      FAIL_CHECK("CSNAP_SEED=" << seed << ", round " << round << ", " << shape.chunk_bytes
+                               << " byte chunks, nodes of " << shape.node_capacity << ": "
+                               << wrong);
       return;
     }
     done += run->ops_done;

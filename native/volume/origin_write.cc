@@ -154,6 +154,8 @@ void VolumeImpl::resume(IoRequest& request) {
 
 VolumeImpl::Attempt VolumeImpl::after_write(IoRequest& request, Status status) {
   request.status = std::move(status);
+  // W9: what was under way when the volume stopped is not acknowledged.
+  if (request.status.ok() && store_->failed()) request.status = store_->failure();
   if (request.status.ok() && (request.fua || sync_mode_)) {
     enqueue_flush(request);
     return Attempt::PARKED;
