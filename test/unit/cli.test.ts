@@ -105,11 +105,7 @@ const refusals: [args: string[], status: number, line: RegExp][] = [
     1,
     /holds data already .*--force$/,
   ],
-  [
-    ["init", "v", "--origin", origin, "--store", store, "--store-size", "7P"],
-    1,
-    /needs 7\.00 PiB/,
-  ],
+  [["init", "v", "--origin", origin, "--store", store, "--store-size", "7P"], 1, /needs 7\.00 PiB/],
   [
     ["init", "v", "--origin", origin, "--store", store, "--store-size", "1x"],
     2,
