@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstring>
 
@@ -499,18 +498,17 @@ VolumeInfo VolumeImpl::info() {
 
 VolumeInfo VolumeImpl::recent_info() {
   constexpr int kTriesMax = 10;
-  for (int tries = 0; tries < kTriesMax; tries++) {
-    if (MutexLock lock = store_->try_lock(); lock.owns_lock()) {
-      MutexLock last(info_mutex_);
-      last_info_ = VolumeInfo();
-      fill_info(last_info_);
-      break;
-    }
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  }
   VolumeInfo info;
   {
     MutexLock last(info_mutex_);
+    for (int tries = 0; tries < kTriesMax; tries++) {
+      if (MutexLock lock = store_->try_lock(); lock.owns_lock()) {
+        last_info_ = VolumeInfo();
+        fill_info(last_info_);
+        break;
+      }
+      info_pause_.wait_for(last, 1);
+    }
     info = last_info_;
   }
   add_counters(info);

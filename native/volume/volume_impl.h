@@ -207,6 +207,7 @@ class VolumeImpl final : public Volume {
   Thread maintainer_;
   std::unique_ptr<IoPool> pool_;
   Mutex info_mutex_;
+  CondVar info_pause_;  // nobody notifies: a bounded pause
   VolumeInfo last_info_;
   bool closed_ = false;
 
