@@ -1,0 +1,535 @@
+// Stores that are damaged, cut off, of another format or full (W1, W9, W10): the open says so or
+// the use answers an error, and what is read is right or not at all. No damage makes the core
+// abort.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <set>
+
+#include "base/crc32c.h"
+#include "store/checker.h"
+#include "store/superblock.h"
+#include "testing/faulty_device.h"
+#include "testing/rng.h"
+#include "testing/scheduler.h"
+#include "testing/sim_disk.h"
+#include "volume/volume.h"
+
+namespace csnap {
+namespace {
+
+constexpr uint64_t kChunk = 4096;
+constexpr uint64_t kChunks = 40;
+constexpr uint64_t kOriginBytes = kChunks * kChunk - 1024;  // the last chunk is not whole
+constexpr uint64_t kStoreBytes = 1536 * 1024;
+constexpr uint64_t kJournalBytes = 65536;
+
+using Bytes = std::vector<uint8_t>;
+
+OriginIdentity identity() {
+  OriginIdentity identity;
+  identity.text = "origin";
+  return identity;
+}
+
+VolumeOptions options_for(Device& origin, Device& store) {
+  VolumeOptions options;
+  options.origin = &origin;
+  options.store = &store;
+  options.identity = identity();
+  options.io_threads = 1;
+  options.index.leaf_capacity = 4;
+  options.index.inner_capacity = 4;
+  return options;
+}
+
+Status create(Device& store, format::OnFull on_full = format::OnFull::DROP_SNAPSHOTS) {
+  CreateOptions create;
+  create.volume_name = "damage";
+  create.origin = identity();
+  create.origin_bytes = kOriginBytes;
+  create.store_bytes = store.size_bytes();
+  create.chunk_bytes = kChunk;
+  create.journal_bytes = kJournalBytes;
+  create.on_full = on_full;
+  return create_store(store, create);
+}
+
+// Runs `body` single-stepped; fails the test where it does not come to its end.
+void simulate(const std::function<void()>& body, uint64_t seed = 1) {
+  SimScheduler scheduler;
+  const auto outcome = scheduler.run(seed, body);
+  REQUIRE_MESSAGE(outcome.ok(), outcome.report);
+}
+
+std::unique_ptr<Volume> open(VolumeOptions options) {
+  Result<std::unique_ptr<Volume>> opened = Volume::open(std::move(options));
+  CHECK_MESSAGE(opened.ok(), opened.status().to_text());
+  return opened.ok() ? opened.take() : nullptr;
+}
+
+Status io(Volume& volume, View& view, IoOp op, uint64_t offset, uint64_t length, void* data) {
+  IoRequest request;
+  request.op = op;
+  request.view = &view;
+  request.offset = offset;
+  request.length = length;
+  request.data = data;
+  return volume.run(request);
+}
+
+Status fill(Volume& volume, ChunkIndex chunk, uint8_t value) {
+  const uint64_t offset = chunk * kChunk;
+  Bytes data(std::min(kChunk, kOriginBytes - offset));
+  // No two chunks alike, so that one in another's place is noticed.
+  for (size_t i = 0; i < data.size(); i++)
+    data[i] = static_cast<uint8_t>(value + chunk * 7 + i / 512);
+  return io(volume, *volume.open_origin(), IoOp::WRITE, offset, data.size(), data.data());
+}
+
+// A store with several snapshots, index levels and deleted chunks, and what it must say.
+struct Sample {
+  Bytes origin, store;
+  struct Snapshot {
+    Uuid uuid;
+    std::string name;
+    Bytes content;
+  };
+  std::vector<Snapshot> snapshots;
+};
+
+Sample make_sample(bool closed) {
+  Sample sample;
+  MemoryDevice origin("origin", kOriginBytes), store("store", kStoreBytes);
+  // What use() writes later must not make the policy drop what is compared.
+  REQUIRE(create(store, format::OnFull::REFUSE_WRITES).ok());
+  simulate([&] {
+    std::unique_ptr<Volume> volume = open(options_for(origin, store));
+    Rng rng(7);
+    for (ChunkIndex chunk = 0; chunk < kChunks; chunk++)
+      if (chunk % 5 != 4) CHECK(fill(*volume, chunk, 1).ok());
+    for (int round = 0; round < 5; round++) {
+      const std::string name = "s" + std::to_string(round);
+      Result<SnapshotInfo> made = volume->create_snapshot(name, false, 0, {{"round", name}});
+      CHECK(made.ok());
+      sample.snapshots.push_back({made.value().uuid, name, origin.bytes()});
+      for (int i = 0; i < 18; i++)
+        CHECK(fill(*volume, rng.below(kChunks), static_cast<uint8_t>(round + 2)).ok());
+      // What follows the last round stays in the journal of a killed server.
+      if (round < 3) CHECK(volume->checkpoint().ok());
+    }
+    CHECK(volume->delete_snapshot(sample.snapshots[1].uuid).ok());
+    sample.snapshots.erase(sample.snapshots.begin() + 1);
+    CHECK(volume->wait_reclaimed().ok());
+    if (closed) CHECK(volume->close().ok());
+  });
+  sample.origin = origin.bytes();
+  sample.store = store.bytes();
+  return sample;
+}
+
+struct Verdict {
+  Status opened;
+  bool all_read = true;     // every chunk of every snapshot, and right
+  bool check_clean = true;  // and no error
+  uint64_t failed_chunks = 0;
+  std::string wrong;  // what may never be
+};
+
+bool honest(const Status& status) {
+  switch (status.code()) {
+    case Code::CORRUPT:
+    case Code::IO_ERROR:
+    case Code::FAILED:
+    case Code::NOT_A_STORE:
+    case Code::NEWER_FORMAT:
+    case Code::TRUNCATED:
+    case Code::NO_SPACE:
+      return !status.message().empty();
+    default:
+      return false;
+  }
+}
+
+void read_snapshots(Volume& volume, const Sample& sample, Verdict& verdict) {
+  for (const Sample::Snapshot& snapshot : sample.snapshots) {
+    Result<std::shared_ptr<View>> view = volume.open_snapshot(snapshot.uuid);
+    if (!view.ok()) {
+      verdict.all_read = false;
+      if (!honest(view.status()))
+        verdict.wrong = "snapshot " + snapshot.name + ": " + view.status().to_text();
+      continue;
+    }
+    for (ChunkIndex chunk = 0; chunk < kChunks; chunk++) {
+      const uint64_t offset = chunk * kChunk;
+      Bytes data(std::min(kChunk, kOriginBytes - offset));
+      const Status status = io(volume, *view.value(), IoOp::READ, offset, data.size(), data.data());
+      if (!status.ok()) {
+        verdict.all_read = false;
+        verdict.failed_chunks++;
+        if (!honest(status)) verdict.wrong = "read: " + status.to_text();
+      } else if (std::memcmp(data.data(), snapshot.content.data() + offset, data.size()) != 0) {
+        verdict.wrong =
+            "chunk " + std::to_string(chunk) + " of snapshot " + snapshot.name + " is wrong";
+      }
+    }
+  }
+}
+
+// Opens the damaged store and uses it in every way.
+Verdict use(const Sample& sample, const Bytes& damaged) {
+  Verdict verdict;
+  MemoryDevice origin("origin", sample.origin), store("store", damaged);
+  simulate([&] {
+    Result<std::unique_ptr<Volume>> opened = Volume::open(options_for(origin, store));
+    verdict.opened = opened.status();
+    if (!opened.ok()) {
+      if (!honest(opened.status())) verdict.wrong = "open: " + opened.status().to_text();
+      return;
+    }
+    Volume& volume = *opened.value();
+    read_snapshots(volume, sample, verdict);
+    Result<CheckReport> report = volume.check(true, nullptr);
+    verdict.check_clean = report.ok() && report.value().clean && report.value().lost_entries == 0;
+    (void)volume.list_snapshots();
+    (void)volume.diff(sample.snapshots[0].uuid, Uuid(), [](ChunkIndex, uint64_t) { return true; });
+    (void)volume.dump([](const std::string&) { return true; });
+    for (ChunkIndex chunk = 0; chunk < kChunks; chunk += 3) (void)fill(volume, chunk, 99);
+    (void)volume.create_snapshot("new", false, 0, {});
+    for (ChunkIndex chunk = 0; chunk < kChunks; chunk += 2) (void)fill(volume, chunk, 101);
+    (void)volume.checkpoint();
+    const Verdict before = verdict;
+    read_snapshots(volume, sample, verdict);
+    (void)volume.delete_snapshot(sample.snapshots[0].uuid);
+    (void)volume.wait_reclaimed();
+    (void)volume.close();
+    verdict.all_read = before.all_read;
+    verdict.failed_chunks = before.failed_chunks;
+  });
+  return verdict;
+}
+
+std::set<BlockNumber> blocks_in_use(const Bytes& image) {
+  std::set<BlockNumber> used;
+  MemoryDevice store("store", image);
+  Result<SuperblockFound> found = load_superblock(store);
+  REQUIRE(found.ok());
+  CheckpointState state(store, *found.value().superblock);
+  REQUIRE(state.load().ok());
+  for (BlockNumber block = 0; block < kStoreBytes / kBlockBytes; block++)
+    if (state.state().space_map.is_used(block)) used.insert(block);
+  return used;
+}
+
+void damage(Bytes& store, BlockNumber block, int how, Rng& rng) {
+  uint8_t* bytes = store.data() + block * kBlockBytes;
+  switch (how) {
+    case 0:  // one bit
+      bytes[rng.below(kBlockBytes)] ^= static_cast<uint8_t>(1u << rng.below(8));
+      break;
+    case 1:  // one bit of what is read first
+      bytes[rng.below(128)] ^= static_cast<uint8_t>(1u << rng.below(8));
+      break;
+    case 2:
+      std::memset(bytes, 0, kBlockBytes);
+      break;
+    case 3:  // a misdirected write
+      std::memmove(bytes, store.data() + rng.below(kStoreBytes / kBlockBytes) * kBlockBytes,
+                   kBlockBytes);
+      break;
+    default:
+      for (uint64_t i = 0; i < kBlockBytes; i++) bytes[i] = static_cast<uint8_t>(rng.next());
+  }
+}
+
+}  // namespace
+
+TEST_CASE("damage: each block of a store that was closed, in every way") {
+  const uint64_t seed = seed_from_environment(0xda3a6e);
+  Rng rng(seed);
+  const Sample sample = make_sample(true);
+  const std::set<BlockNumber> used = blocks_in_use(sample.store);
+  const BlockNumber data_area = (format::kJournalOffset + kJournalBytes) / kBlockBytes;
+  uint64_t refused = 0, noticed = 0, harmless = 0;
+  const BlockNumber step = std::getenv("CSNAP_SANITIZED") ? 5 : 1;
+  for (BlockNumber block = 0; block < kStoreBytes / kBlockBytes; block += step) {
+    for (int how = 0; how < 5; how++) {
+      Bytes damaged = sample.store;
+      damage(damaged, block, how, rng);
+      if (damaged == sample.store) continue;
+      const Verdict verdict = use(sample, damaged);
+      INFO("CSNAP_SEED=" << seed << ", block " << block << ", damage " << how);
+      CHECK_MESSAGE(verdict.wrong.empty(), verdict.wrong);
+      if (!verdict.opened.ok()) {
+        refused++;
+        continue;
+      }
+      verdict.check_clean ? harmless++ : noticed++;
+      // A whole store: what a check finds clean is all there.
+      if (verdict.check_clean) CHECK(verdict.all_read);
+      // Every block that matters is noticed at the latest by a check.
+      if (block >= data_area && used.contains(block)) CHECK_FALSE(verdict.check_clean);
+    }
+  }
+  MESSAGE("CSNAP_SEED=" << seed << ": " << refused << " refused, " << noticed << " noticed in use, "
+                        << harmless << " in blocks of no use");
+  CHECK(refused > 0);
+  CHECK(noticed > 0);
+  CHECK(harmless > 0);
+}
+
+TEST_CASE("damage: each block of a store whose server was killed") {
+  const uint64_t seed = seed_from_environment(0xda3a6f);
+  Rng rng(seed);
+  const Sample sample = make_sample(false);
+  uint64_t refused = 0, opened = 0;
+  for (BlockNumber block = 0; block < kStoreBytes / kBlockBytes; block++) {
+    for (int how = 0; how < (std::getenv("CSNAP_SANITIZED") ? 1 : 5); how++) {
+      Bytes damaged = sample.store;
+      damage(damaged, block, how, rng);
+      if (damaged == sample.store) continue;
+      const Verdict verdict = use(sample, damaged);
+      INFO("CSNAP_SEED=" << seed << ", block " << block << ", damage " << how);
+      CHECK_MESSAGE(verdict.wrong.empty(), verdict.wrong);
+      (verdict.opened.ok() ? opened : refused)++;
+    }
+  }
+  MESSAGE("CSNAP_SEED=" << seed << ": " << refused << " refused, " << opened << " opened");
+  CHECK(refused > 0);
+}
+
+TEST_CASE("damage: a rotten store chunk is an error for its snapshots alone (W1)") {
+  const Sample sample = make_sample(true);
+  // Where chunks are, from the dump.
+  std::map<BlockNumber, ChunkIndex> chunks;
+  {
+    MemoryDevice origin("origin", sample.origin), store("store", sample.store);
+    VolumeOptions options = options_for(origin, store);
+    options.look_only = true;
+    std::unique_ptr<Volume> volume = open(std::move(options));
+    REQUIRE(volume);
+    CHECK(volume
+              ->dump([&](const std::string& line) {
+                const auto number = [&](const char* key) {
+                  const size_t at = line.find(key);
+                  return at == std::string::npos
+                             ? 0
+                             : std::strtoull(line.c_str() + at + std::strlen(key), nullptr, 10);
+                };
+                if (line.find("\"location\":\"data\"") != std::string::npos)
+                  chunks[number("\"block\":")] = number("\"chunk\":");
+                return true;
+              })
+              .ok());
+  }
+  REQUIRE(chunks.size() > 10);
+  for (const auto& [block, chunk] : chunks) {
+    MemoryDevice origin("origin", sample.origin), store("store", sample.store);
+    store.bytes()[block * kBlockBytes + 700] ^= 16;
+    simulate([&] {
+      uint64_t events = 0;
+      VolumeOptions options = options_for(origin, store);
+      options.on_event = [&](const VolumeEvent& event) {
+        CHECK(event.kind == VolumeEvent::Kind::CHECKSUM_ERROR);
+        events++;
+      };
+      std::unique_ptr<Volume> volume = open(std::move(options));
+      uint64_t failed = 0;
+      for (const Sample::Snapshot& snapshot : sample.snapshots) {
+        const std::shared_ptr<View> view = volume->open_snapshot(snapshot.uuid).take();
+        for (ChunkIndex at = 0; at < kChunks; at++) {
+          Bytes data(std::min(kChunk, kOriginBytes - at * kChunk));
+          const Status status =
+              io(*volume, *view, IoOp::READ, at * kChunk, data.size(), data.data());
+          if (!status.ok()) {
+            CHECK(status.code() == Code::CORRUPT);
+            CHECK(at == chunk);
+            failed++;
+          } else {
+            CHECK(std::memcmp(data.data(), snapshot.content.data() + at * kChunk, data.size()) ==
+                  0);
+          }
+        }
+      }
+      CHECK(failed > 0);
+      CHECK(failed < sample.snapshots.size() + 1);
+      CHECK(events > 0);
+      Result<CheckReport> quick = volume->check(false, nullptr);
+      CHECK((quick.ok() && quick.value().clean));
+      Result<CheckReport> report = volume->check(true, nullptr);
+      CHECK((report.ok() && report.value().problem_count == 1));
+      CHECK(volume->close().ok());
+    });
+  }
+}
+
+TEST_CASE("damage: superblocks, one or both, cut off, of a newer format") {
+  const Sample sample = make_sample(true);
+  const auto sealed = [](Bytes& store, int slot,
+                         const std::function<void(format::Superblock&)>& edit) {
+    format::Superblock sb;
+    std::memcpy(&sb, store.data() + format::kSuperblockOffset[slot], sizeof sb);
+    edit(sb);
+    sb.crc = 0;
+    sb.crc = crc32c(&sb, sizeof sb);
+    std::memcpy(store.data() + format::kSuperblockOffset[slot], &sb, sizeof sb);
+  };
+  for (int slot = 0; slot < 2; slot++) {
+    Bytes damaged = sample.store;
+    damaged[format::kSuperblockOffset[slot] + 300] ^= 1;
+    const Verdict verdict = use(sample, damaged);
+    CHECK_MESSAGE(verdict.wrong.empty(), verdict.wrong);
+    // The older slot alone tells of the same state: nothing was written after the newer one.
+    CHECK_MESSAGE(verdict.opened.ok(), verdict.opened.to_text());
+    CHECK(verdict.all_read);
+    damaged[format::kSuperblockOffset[1 - slot] + 300] ^= 1;
+    CHECK(use(sample, damaged).opened.code() == Code::CORRUPT);
+
+    // A newer format in either slot: hands off.
+    damaged = sample.store;
+    sealed(damaged, slot, [](format::Superblock& sb) { sb.version = format::kFormatVersion + 1; });
+    CHECK(use(sample, damaged).opened.code() == Code::NEWER_FORMAT);
+    damaged = sample.store;
+    sealed(damaged, slot, [](format::Superblock& sb) { sb.incompat = uint64_t{1} << 63; });
+    CHECK(use(sample, damaged).opened.code() == Code::NEWER_FORMAT);
+  }
+  Bytes cut(sample.store.begin(), sample.store.end() - 4096);
+  CHECK(use(sample, cut).opened.code() == Code::TRUNCATED);
+  CHECK(use(sample, Bytes(kStoreBytes, 0)).opened.code() == Code::NOT_A_STORE);
+  CHECK(use(sample, Bytes(4096, 0)).opened.code() == Code::NOT_A_STORE);
+}
+
+TEST_CASE("damage: after an append the older superblock alone is refused (W5)") {
+  const Sample sample = make_sample(false);
+  uint64_t refused = 0;
+  for (int slot = 0; slot < 2; slot++) {
+    Bytes damaged = sample.store;
+    damaged[format::kSuperblockOffset[slot] + 300] ^= 1;
+    const Verdict verdict = use(sample, damaged);
+    CHECK_MESSAGE(verdict.wrong.empty(), verdict.wrong);
+    refused += verdict.opened.code() == Code::CORRUPT;
+  }
+  CHECK(refused == 1);  // the newer one is missed, the older is not
+}
+
+TEST_CASE("full: drop-snapshots takes the right ones and refuses nothing (W10)") {
+  MemoryDevice origin("origin", kOriginBytes), store("store", 2 * 1024 * 1024);
+  REQUIRE(create(store).ok());
+  simulate([&] {
+    std::vector<std::string> dropped;
+    VolumeOptions options = options_for(origin, store);
+    options.on_event = [&](const VolumeEvent& event) {
+      if (event.kind == VolumeEvent::Kind::SNAPSHOT_DROPPED) dropped.push_back(event.name);
+    };
+    std::unique_ptr<Volume> volume = open(std::move(options));
+    for (ChunkIndex chunk = 0; chunk < kChunks; chunk++) CHECK(fill(*volume, chunk, 1).ok());
+    // The pinned one is kept, then the lower priority goes first, then the older.
+    const auto snapshot = [&](const char* name, bool pinned, uint8_t priority) {
+      Result<SnapshotInfo> made = volume->create_snapshot(name, pinned, priority, {});
+      CHECK(made.ok());
+      for (ChunkIndex chunk = 0; chunk < kChunks; chunk++) {
+        const Status status = fill(*volume, chunk, name[0]);
+        CHECK_MESSAGE(status.ok(), status.to_text());
+      }
+    };
+    snapshot("pinned", true, 0);
+    snapshot("high", false, 9);
+    snapshot("low1", false, 1);
+    snapshot("low2", false, 1);
+    for (int i = 0; i < 9; i++) {
+      snapshot(("x" + std::to_string(i)).c_str(), false, 5);
+      CHECK(volume->wait_reclaimed().ok());
+    }
+    REQUIRE(dropped.size() >= 3);
+    CHECK(dropped[0] == "low1");
+    CHECK(dropped[1] == "low2");
+    CHECK(dropped[2] == "x0");
+    CHECK(std::find(dropped.begin(), dropped.end(), "pinned") == dropped.end());
+    CHECK(std::find(dropped.begin(), dropped.end(), "high") == dropped.end());
+    CHECK(volume->close().ok());
+  });
+}
+
+TEST_CASE("full: refuse-writes refuses the write and keeps the snapshots") {
+  MemoryDevice origin("origin", kOriginBytes), store("store", 1024 * 1024 + 400 * 1024);
+  REQUIRE(create(store, format::OnFull::REFUSE_WRITES).ok());
+  simulate([&] {
+    uint64_t full_events = 0;
+    VolumeOptions options = options_for(origin, store);
+    options.on_event = [&](const VolumeEvent& event) {
+      CHECK(event.kind != VolumeEvent::Kind::SNAPSHOT_DROPPED);
+      full_events += event.kind == VolumeEvent::Kind::STORE_FULL;
+    };
+    std::unique_ptr<Volume> volume = open(std::move(options));
+    for (ChunkIndex chunk = 0; chunk < kChunks; chunk++) CHECK(fill(*volume, chunk, 1).ok());
+    Sample sample;
+    uint64_t refused = 0;
+    for (int round = 0; round < 12; round++) {
+      Result<SnapshotInfo> made =
+          volume->create_snapshot("s" + std::to_string(round), false, 0, {});
+      if (made.ok())
+        sample.snapshots.push_back({made.value().uuid, made.value().name, origin.bytes()});
+      for (ChunkIndex chunk = 0; chunk < kChunks; chunk++) {
+        const Bytes before = origin.bytes();
+        const Status status = fill(*volume, chunk, static_cast<uint8_t>(round + 2));
+        if (status.ok()) continue;
+        CHECK(status.code() == Code::NO_SPACE);
+        CHECK(origin.bytes() == before);
+        refused++;
+      }
+    }
+    CHECK(refused > 0);
+    CHECK(full_events > 0);
+    Verdict verdict;
+    read_snapshots(*volume, sample, verdict);
+    CHECK_MESSAGE(verdict.wrong.empty(), verdict.wrong);
+    CHECK(verdict.all_read);
+    // Space that comes free is used: deleting makes room again.
+    for (const Sample::Snapshot& snapshot : sample.snapshots)
+      CHECK(volume->delete_snapshot(snapshot.uuid).ok());
+    CHECK(volume->wait_reclaimed().ok());
+    CHECK(volume->create_snapshot("after", false, 0, {}).ok());
+    CHECK(fill(*volume, 0, 77).ok());
+    CHECK(volume->close().ok());
+  });
+}
+
+TEST_CASE(
+    "full: a hole of the origin that can't be filled is the client's error and nobody else's") {
+  SimHost host(3);
+  SimDisk& origin = host.add_disk("origin", kChunks * kChunk, false);
+  SimDisk& store = host.add_disk("store", kStoreBytes);
+  CreateOptions create;
+  create.volume_name = "hole";
+  create.origin = identity();
+  create.origin_bytes = origin.size_bytes();
+  create.store_bytes = kStoreBytes;
+  create.chunk_bytes = kChunk;
+  REQUIRE(create_store(store, create).ok());
+  simulate([&] {
+    std::unique_ptr<Volume> volume = open(options_for(origin, store));
+    CHECK(fill(*volume, 1, 1).ok());
+    Result<SnapshotInfo> made = volume->create_snapshot("s", false, 0, {});
+    CHECK(made.ok());
+    origin.set_full(true);
+    CHECK(fill(*volume, 5, 2).code() == Code::NO_SPACE);  // a hole, owed to the snapshot
+    CHECK(fill(*volume, 1, 3).ok());                      // allocated
+    CHECK(io(*volume, *volume->open_origin(), IoOp::FLUSH, 0, 0, nullptr).ok());
+    CHECK_FALSE(volume->info().failed);
+    const std::shared_ptr<View> view = volume->open_snapshot(made.value().uuid).take();
+    Bytes data(kChunk);
+    CHECK(io(*volume, *view, IoOp::READ, 5 * kChunk, kChunk, data.data()).ok());
+    CHECK(data == Bytes(kChunk, 0));
+    CHECK(io(*volume, *view, IoOp::READ, kChunk, kChunk, data.data()).ok());
+    CHECK(data[0] == 1 + 7);
+    origin.set_full(false);
+    CHECK(fill(*volume, 5, 2).ok());
+    CHECK(volume->close().ok());
+  });
+}
+
+}  // namespace csnap
