@@ -1,5 +1,5 @@
-// The sample store is whole, and can be written out as the golden images of test/fixtures/golden (see
-// the README there).
+// The sample store is whole, and can be written out as the golden images of test/fixtures/golden
+// (see the README there).
 #include "testing/sample_store.h"
 
 #include <doctest/doctest.h>

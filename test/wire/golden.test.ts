@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { gunzipSync } from "node:zlib";
 import { afterAll, describe, expect, it } from "vitest";
-import { native } from "../../dist/native.js";
+import { native } from "../../src/native.js";
 
 const golden = join(import.meta.dirname, "../fixtures/golden");
 const scratch = mkdtempSync(join(tmpdir(), "csnap-golden-"));
