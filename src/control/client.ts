@@ -19,6 +19,9 @@ import type {
 import type { CheckLine, ErrorBody } from "./api.js";
 import type { EventRecord } from "./events.js";
 
+/** A server that lives answers a status in milliseconds; one that hangs must not hang every command. */
+const connectLimitMs = 15_000;
+
 export class ControlClient implements VolumeOperations {
   constructor(
     private readonly socketPath: string,
@@ -29,7 +32,7 @@ export class ControlClient implements VolumeOperations {
   static async connect(socketPath: string, volume: string): Promise<ControlClient | undefined> {
     const client = new ControlClient(socketPath, volume);
     try {
-      await client.status();
+      await client.call<VolumeRecord>("GET", "/v1/status", undefined, connectLimitMs);
       return client;
     } catch (error) {
       if (error instanceof CsnapError && error.code === "NOT_SERVED") return undefined;
@@ -102,13 +105,18 @@ export class ControlClient implements VolumeOperations {
     // Each call has a connection of its own; nothing is held.
   }
 
-  private async call<T>(method: string, path: string, body?: unknown): Promise<T> {
-    const response = await this.open(method, path, body);
+  private async call<T>(method: string, path: string, body?: unknown, limitMs?: number): Promise<T> {
+    const response = await this.open(method, path, body, limitMs);
     return JSON.parse(await readText(response)) as T;
   }
 
   /** The response of a successful request, its body still to be read. */
-  private async open(method: string, path: string, body?: unknown): Promise<IncomingMessage> {
+  private async open(
+    method: string,
+    path: string,
+    body?: unknown,
+    limitMs?: number,
+  ): Promise<IncomingMessage> {
     const response = await new Promise<IncomingMessage>((resolve, reject) => {
       const text = body === undefined ? undefined : JSON.stringify(body);
       const headers =
@@ -117,6 +125,7 @@ export class ControlClient implements VolumeOperations {
           : { "Content-Type": "application/json", "Content-Length": Buffer.byteLength(text) };
       const call = request({ socketPath: this.socketPath, method, path, headers, agent: false }, resolve);
       call.on("error", (error: NodeJS.ErrnoException) => reject(this.connectError(error)));
+      if (limitMs !== undefined) call.setTimeout(limitMs, () => call.destroy(this.hangs(limitMs)));
       call.end(text);
     });
     if ((response.statusCode ?? 500) < 400) return response;
@@ -124,6 +133,7 @@ export class ControlClient implements VolumeOperations {
   }
 
   private connectError(error: NodeJS.ErrnoException): CsnapError {
+    if (error instanceof CsnapError) return error;
     if (error.code === "ENOENT" || error.code === "ECONNREFUSED" || error.code === "ENOTDIR") {
       return new CsnapError(
         "NOT_SERVED",
@@ -137,6 +147,13 @@ export class ControlClient implements VolumeOperations {
       );
     }
     return this.brokenOff(`the control connection (${error.code ?? error.message})`);
+  }
+
+  private hangs(limitMs: number): CsnapError {
+    return new CsnapError(
+      "PROTOCOL",
+      `${this.volume}: its server at ${this.socketPath} has not answered for ${limitMs / 1000} s: see its log, or stop that process`,
+    );
   }
 
   private brokenOff(what: string): CsnapError {

@@ -93,43 +93,34 @@ describe("with and without a server", () => {
     expect(await sandbox.json("list", "v")).toMatchObject([{ state: "stopped" }]);
   });
 
-  it("checks, dumps, changes and deletes", async () => {
+  it.each([false, true])("checks, dumps, changes and deletes (served: %s)", async (served) => {
     await sandbox.init("v", "16M", "64M");
-    for (const served of [false, true]) {
-      const server = served ? await sandbox.serve("v") : undefined;
-      const name = `v@s${Number(served)}`;
-      await sandbox.must("snapshot", name);
-      await sandbox.must("set", name, "pin=on", "priority=3", "label.a=1");
-      expect(await sandbox.json("get", name)).toMatchObject({
-        pinned: true,
-        priority: 3,
-        labels: { a: "1" },
-      });
-      await sandbox.must("set", name, "pin=off", "label.a=");
-      expect(await sandbox.json("get", name)).toMatchObject({ pinned: false, labels: {} });
-      await sandbox.must("set", "v", "on-full=refuse-writes");
-      expect(await sandbox.must("get", "v", "on-full")).toBe("refuse-writes\n");
-      await sandbox.must("set", "v", "on-full=drop-snapshots");
-      expect(await sandbox.json<CheckRecord>("check", "v", "--data")).toMatchObject({
-        clean: true,
-        problems: [],
-      });
-      const dumped = (await sandbox.must("dump", "v"))
-        .trimEnd()
-        .split("\n")
-        .map((line) => JSON.parse(line) as object);
-      expect(dumped).toContainEqual(expect.objectContaining({ type: "snapshot", name: name.slice(2) }));
-      const dry = await sandbox.json<{ would_delete: SnapshotRecord[] }>("delete", "--dry-run", name);
-      expect(dry.would_delete).toMatchObject([{ name: name.slice(2) }]);
-      const partly = await sandbox.csnap("delete", name, "v@missing");
-      expect([partly.status, partly.stderr]).toEqual([
-        1,
-        "csnap: v@missing does not exist: `csnap list v` shows the snapshots\n",
-      ]);
-      expect(await sandbox.must("delete", name)).toMatch(new RegExp(`^${name} deleted\\n1 snapshot: `));
-      expect(await sandbox.json("list", "v")).toMatchObject([{ snapshots: [] }]);
-      if (server) expect(await server.stop()).toBe(0);
-    }
+    const server = served ? await sandbox.serve("v") : undefined;
+    await sandbox.must("snapshot", "v@s");
+    const changed = await sandbox.json("set", "v@s", "pin=on", "priority=3", "label.a=1");
+    expect(changed).toMatchObject({ pinned: true, priority: 3, labels: { a: "1" } });
+    await sandbox.must("set", "v@s", "pin=off", "label.a=");
+    expect(await sandbox.json("get", "v@s")).toMatchObject({ pinned: false, priority: 3, labels: {} });
+    await sandbox.must("set", "v", "on-full=refuse-writes");
+    expect(await sandbox.must("get", "v", "on-full")).toBe("refuse-writes\n");
+    expect(await sandbox.json<CheckRecord>("check", "v", "--data")).toMatchObject({
+      clean: true,
+      problems: [],
+    });
+    const dumped = (await sandbox.must("dump", "v")).trimEnd().split("\n");
+    expect(dumped.map((line) => JSON.parse(line) as object)).toContainEqual(
+      expect.objectContaining({ type: "snapshot", name: "s" }),
+    );
+    const dry = await sandbox.json("delete", "--dry-run", "v@s");
+    expect(dry).toMatchObject({ deleted: [], would_delete: [{ name: "s" }] });
+    // One that is missing keeps the other from being deleted.
+    expect(await sandbox.csnap("delete", "v@s", "v@missing")).toMatchObject({
+      status: 1,
+      stderr: "csnap: v@missing does not exist: `csnap list v` shows the snapshots\n",
+    });
+    expect(await sandbox.must("delete", "v@s")).toMatch(/^v@s deleted\n1 snapshot: /);
+    expect(await sandbox.json("list", "v")).toMatchObject([{ snapshots: [] }]);
+    if (server) expect(await server.stop()).toBe(0);
   });
 
   it("a look writes nothing, a change claims an epoch", async () => {
