@@ -133,23 +133,38 @@ Result<JournalEnd> Journal::scan(uint64_t tail_position, Sequence tail_sequence,
   }
 }
 
-Result<bool> Journal::knows_newer_superblock(uint64_t superblock_sequence,
-                                             const std::vector<EpochTermInfo>& chain) {
+Result<bool> Journal::any_record(const std::function<bool(const RecordHeader&)>& match) {
   std::vector<std::byte> ring(bytes_);
   CSNAP_TRY(store_.read(format::kJournalOffset, ring.data(), ring.size()));
   for (uint64_t offset = 0; offset + sizeof(RecordHeader) <= bytes_; offset += kRecordAlignBytes) {
     RecordHeader header;
     std::memcpy(&header, ring.data() + offset, sizeof header);
-    if (header.magic != format::kRecordMagic || header.superblock_sequence <= superblock_sequence)
-      continue;
-    if (!intact(ring.data() + offset, bytes_ - offset)) continue;
+    if (header.magic == format::kRecordMagic && match(header) &&
+        intact(ring.data() + offset, bytes_ - offset))
+      return true;
+  }
+  return false;
+}
+
+Result<bool> Journal::knows_newer_superblock(uint64_t superblock_sequence,
+                                             const std::vector<EpochTermInfo>& chain) {
+  return any_record([&](const RecordHeader& header) {
+    if (header.superblock_sequence <= superblock_sequence) return false;
     // A term that the chain does not know is newer than the chain, or from before a re-init (then
     // its salt differs and its epoch is not larger).
     for (const EpochTermInfo& term : chain)
       if (header.epoch == term.epoch && header.salt == term.salt) return true;
-    if (!chain.empty() && header.epoch > chain.back().epoch) return true;
-  }
-  return false;
+    return !chain.empty() && header.epoch > chain.back().epoch;
+  });
+}
+
+Result<bool> Journal::knows_confirmed(Sequence next_sequence,
+                                      const std::vector<EpochTermInfo>& chain) {
+  return any_record([&](const RecordHeader& header) {
+    if (header.sequence <= next_sequence || header.confirmed_sequence < next_sequence) return false;
+    const EpochTermInfo* term = term_of(chain, header.sequence);
+    return term && header.epoch == term->epoch && header.salt == term->salt;  // J2
+  });
 }
 
 void Journal::start_term(const EpochTermInfo& term, uint64_t tail_position, const JournalEnd& end) {

@@ -86,6 +86,10 @@ class Journal {
   Result<bool> knows_newer_superblock(uint64_t superblock_sequence,
                                       const std::vector<EpochTermInfo>& chain);
 
+  // Whether any intact record in the whole ring says that the record `next_sequence`, which the scan
+  // did not find, had its sync (J3: then its loss is damage, no crash). Reads the ring.
+  Result<bool> knows_confirmed(Sequence next_sequence, const std::vector<EpochTermInfo>& chain);
+
   // From here on append() writes records of this term.
   void start_term(const EpochTermInfo& term, uint64_t tail_position, const JournalEnd& end);
 
@@ -102,6 +106,8 @@ class Journal {
   void set_tail(uint64_t position);
 
  private:
+  // Whether `match` is true of any intact record in the ring.
+  Result<bool> any_record(const std::function<bool(const format::RecordHeader&)>& match);
   struct Slice;  // a window of the ring in RAM while scanning
   uint64_t place(uint64_t position) const { return format::kJournalOffset + position % bytes_; }
   // Bytes skipped at the end of the ring before an append of this size.

@@ -13,8 +13,27 @@ using format::Superblock;
 Result<std::unique_ptr<Store>> Store::open(StoreOptions options, SuperblockFound found) {
   std::unique_ptr<Store> store(new Store(std::move(options), *found.superblock));
   Recovery recovery(*store, found);
-  CSNAP_TRY(recovery.run());
-  return store;
+  Status status = recovery.run();
+  if (status.ok()) return store;
+  if (recovery.sync_failed()) store->fail(status, true);
+  return status;
+}
+
+Status Recovery::sync(Device& device) {
+  Status status = device.sync();
+  if (!status.ok()) sync_failed_ = true;
+  return status;
+}
+
+// A term in mode sync vouches for all that was ever acknowledged (W8). What a killed one in mode
+// flush left in the page cache must be on the medium before that mode is written down.
+Status Recovery::secure_former_term() {
+  const Superblock& sb = store_.superblock_;
+  const bool was_flush = sb.durability_mode == static_cast<uint8_t>(format::DurabilityMode::FLUSH);
+  if (sb.state & format::kStateClean || !was_flush || !store_.options_.origin ||
+      store_.options_.durability != format::DurabilityMode::SYNC)
+    return Status();
+  return sync(*store_.options_.origin);
 }
 
 Status Recovery::run() {
@@ -30,7 +49,10 @@ Status Recovery::run() {
   MutexLock lock(store_.transaction_);
   CSNAP_TRY(load_state());
   CSNAP_TRY(read_journal());
-  if (!store_.options_.look_only) CSNAP_TRY(stamp());
+  if (!store_.options_.look_only) {
+    CSNAP_TRY(secure_former_term());
+    CSNAP_TRY(stamp());
+  }
   CSNAP_TRY(apply_net_changes());
   CSNAP_TRY(verify_unconfirmed());
   CSNAP_TRY(delete_incomplete());
@@ -95,6 +117,15 @@ Status Recovery::read_journal() {
     return Status(
         Code::CORRUPT,
         store_.device_.name() + ": the store says it was closed in order, but its journal goes on");
+  if (!(sb.state & format::kStateClean)) {
+    Result<bool> missed = store_.journal_->knows_confirmed(end_.next_sequence, store_.chain_);
+    if (!missed.ok()) return missed.take_status();
+    if (missed.value())
+      return Status(
+          Code::CORRUPT,
+          store_.device_.name() + ": journal record " + std::to_string(end_.next_sequence) +
+              " is damaged, and later ones depend on it; restore the store from a backup");
+  }
   return Status();
 }
 
@@ -286,7 +317,7 @@ Status Recovery::stamp() {
 
   for (int slot = 0; slot < 2; slot++) {
     const Superblock former = store.written_;
-    CSNAP_TRY(write_superblock(store.device_, former, next));
+    CSNAP_TRY(write_superblock(store.device_, former, next, &sync_failed_));
     store.written_ = next;
     store.sequence_in_use_ = next.sequence;
   }
@@ -394,7 +425,7 @@ Result<uint32_t> Recovery::crc_of(Device& device, uint64_t offset, uint64_t avai
 Status Recovery::verify_unconfirmed() {
   Store& store = store_;
   // What a dead process left in the page cache must not look durable (W1).
-  if (!store.options_.look_only) CSNAP_TRY(store.device_.sync());
+  if (!store.options_.look_only) CSNAP_TRY(sync(store.device_));
   const uint64_t run = store.space_map_->chunk_blocks();
   for (const auto& [key, change] : changes_) {
     if (change.sequence <= verified_upto_ || !change.entry || !change.entry->location.is_data())
@@ -490,7 +521,7 @@ Status Recovery::write_findings() {
   }
   Result<Sequence> last = store.journal_->append(batch, end_.confirmed, store.sequence_in_use_);
   if (!last.ok()) return last.take_status();
-  CSNAP_TRY(store.device_.sync());
+  CSNAP_TRY(sync(store.device_));
   store.confirmed_ = last.value();
   return Status();
 }

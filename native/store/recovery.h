@@ -22,6 +22,9 @@ class Recovery {
  public:
   Recovery(Store& store, const SuperblockFound& found) : store_(store), found_(found) {}
   Status run();
+  // Whether run() failed because a sync did (W9): what a killed server had acknowledged may be lost
+  // with it.
+  bool sync_failed() const { return sync_failed_; }
 
  private:
   // The last word of the journal on one key.
@@ -35,6 +38,8 @@ class Recovery {
   Status take_record(const RecordView& record);
   Status take_entries(const RecordView& record, std::vector<Entry>& out);
   Status take_snapshot(const RecordView& record);
+  Status secure_former_term();
+  Status sync(Device& device);
   Status stamp();
   Status apply_net_changes();
   Status verify_unconfirmed();
@@ -50,6 +55,7 @@ class Recovery {
   std::vector<Entry> findings_;          // for the RECOVERED record
   std::vector<BlockNumber> quarantine_;  // chunks of findings_: held until the verdict is durable
   std::vector<format::DeleteRecord> deletes_;
+  bool sync_failed_ = false;
   bool checkpoint_due_ = false;  // the epoch chain is nearly full
 };
 

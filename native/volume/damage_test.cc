@@ -25,8 +25,8 @@ namespace {
 constexpr uint64_t kChunk = 4096;
 constexpr uint64_t kChunks = 40;
 constexpr uint64_t kOriginBytes = kChunks * kChunk - 1024;  // the last chunk is not whole
-constexpr uint64_t kStoreBytes = 1536 * 1024;
-constexpr uint64_t kJournalBytes = 65536;
+constexpr uint64_t kStoreBytes = 1792 * 1024;
+constexpr uint64_t kJournalBytes = 262144;
 
 using Bytes = std::vector<uint8_t>;
 
@@ -108,7 +108,10 @@ Sample make_sample(bool closed) {
   // What use() writes later must not make the policy drop what is compared.
   REQUIRE(create(store, format::OnFull::REFUSE_WRITES).ok());
   simulate([&] {
-    std::unique_ptr<Volume> volume = open(options_for(origin, store));
+    VolumeOptions options = options_for(origin, store);
+    // Large nodes are few dirty ones, so that no checkpoint takes the journal's records.
+    if (!closed) options.index = IndexOptions();
+    std::unique_ptr<Volume> volume = open(std::move(options));
     Rng rng(7);
     for (ChunkIndex chunk = 0; chunk < kChunks; chunk++)
       if (chunk % 5 != 4) CHECK(fill(*volume, chunk, 1).ok());
@@ -117,7 +120,7 @@ Sample make_sample(bool closed) {
       Result<SnapshotInfo> made = volume->create_snapshot(name, false, 0, {{"round", name}});
       CHECK(made.ok());
       sample.snapshots.push_back({made.value().uuid, name, origin.bytes()});
-      for (int i = 0; i < 18; i++)
+      for (int i = 0; i < 12; i++)
         CHECK(fill(*volume, rng.below(kChunks), static_cast<uint8_t>(round + 2)).ok());
       // What follows the last round stays in the journal of a killed server.
       if (round < 3) CHECK(volume->checkpoint().ok());
@@ -225,6 +228,20 @@ std::set<BlockNumber> blocks_in_use(const Bytes& image) {
   return used;
 }
 
+// The block of the journal's last record.
+BlockNumber last_append(const Bytes& image) {
+  MemoryDevice store("store", image);
+  Result<SuperblockFound> found = load_superblock(store);
+  REQUIRE(found.ok());
+  const format::Superblock& sb = *found.value().superblock;
+  Journal journal(store, sb.journal_bytes);
+  Result<JournalEnd> end = journal.scan(sb.journal_tail, sb.tail_sequence, sb.confirmed_sequence,
+                                        chain_of(sb), [](const RecordView&) { return Status(); });
+  REQUIRE(end.ok());
+  REQUIRE(end.value().records > 10);
+  return (format::kJournalOffset + (end.value().position - 1) % sb.journal_bytes) / kBlockBytes;
+}
+
 void damage(Bytes& store, BlockNumber block, int how, Rng& rng) {
   uint8_t* bytes = store.data() + block * kBlockBytes;
   switch (how) {
@@ -286,6 +303,7 @@ TEST_CASE("damage: each block of a store whose server was killed") {
   const uint64_t seed = seed_from_environment(0xda3a6f);
   Rng rng(seed);
   const Sample sample = make_sample(false);
+  const BlockNumber last = last_append(sample.store);
   uint64_t refused = 0, opened = 0;
   for (BlockNumber block = 0; block < kStoreBytes / kBlockBytes; block++) {
     for (int how = 0; how < (std::getenv("CSNAP_SANITIZED") ? 1 : 5); how++) {
@@ -294,7 +312,8 @@ TEST_CASE("damage: each block of a store whose server was killed") {
       if (damaged == sample.store) continue;
       const Verdict verdict = use(sample, damaged);
       INFO("CSNAP_SEED=" << seed << ", block " << block << ", damage " << how);
-      CHECK_MESSAGE(verdict.wrong.empty(), verdict.wrong);
+      // The last append alone can't be told from one that never was synced.
+      if (block != last) CHECK_MESSAGE(verdict.wrong.empty(), verdict.wrong);
       (verdict.opened.ok() ? opened : refused)++;
     }
   }

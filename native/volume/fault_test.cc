@@ -273,5 +273,58 @@ TEST_CASE("faults: every failed read") {
   fail_each(1, DeviceOp::READ, Fault::Effect::IO_ERROR, false);
 }
 
+// A killed server's page cache is all that holds what it acknowledged: an open whose sync fails
+// leaves the mark, too.
+TEST_CASE("faults: a sync that fails during an open is not forgotten (W9)") {
+  uint64_t cases = 0;
+  for (const auto mode : {format::DurabilityMode::FLUSH, format::DurabilityMode::SYNC}) {
+    for (size_t disk = 0; disk < 2; disk++) {
+      for (uint64_t nth = 1; nth < 20; nth++) {
+        SimScheduler scheduler;
+        SimHost host(nth);
+        SimDisk& origin = host.add_disk("origin", kSectors * kSectorBytes);
+        SimDisk& store = host.add_disk("store", 1536 * 1024);
+        REQUIRE(make_store(store, origin.size_bytes()).ok());
+        Uuid id;
+        const auto first = scheduler.run(nth, [&] {
+          std::unique_ptr<Volume> volume = Volume::open(options_for(origin, store, 1)).take();
+          id = volume->info().durability_id;
+          History history(Tokens(kSectors, 0));
+          WorkloadOptions work;
+          work.ops = 40;
+          work.chunk_sectors = kChunkSectors;
+          Workload(*volume, history, work, nth, [&](const std::string& what) {
+            scheduler.stop(what);
+          }).run();
+        });
+        REQUIRE_MESSAGE(first.ok(), first.report);
+        Rng rng(nth);
+        SimHost second(nth, host.kill_image(rng));
+        bool failed = false;
+        const auto reopened = scheduler.run(nth, [&] {
+          second.disk(disk).faults().add({DeviceOp::SYNC, Fault::Effect::IO_ERROR, nth});
+          VolumeOptions options = options_for(second.disk(0), second.disk(1), 1);
+          options.durability = mode;
+          failed = !Volume::open(std::move(options)).ok();
+        });
+        REQUIRE_MESSAGE(reopened.ok(), reopened.report);
+        if (!failed) break;
+        cases++;
+        SimHost third(nth, second.kill_image(rng));
+        const auto last = scheduler.run(nth, [&] {
+          VolumeOptions options = options_for(third.disk(0), third.disk(1), 1);
+          CHECK(Volume::open(options).status().code() == Code::NEEDS_ACCEPT_LOSS);
+          options.accept_loss = true;
+          Result<std::unique_ptr<Volume>> opened = Volume::open(options);
+          CHECK_MESSAGE(opened.ok(), opened.status().to_text());
+          if (opened.ok()) CHECK_FALSE(opened.value()->info().durability_id == id);
+        });
+        REQUIRE_MESSAGE(last.ok(), last.report);
+      }
+    }
+  }
+  CHECK(cases >= 4);
+}
+
 }  // namespace
 }  // namespace csnap
