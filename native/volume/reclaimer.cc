@@ -49,7 +49,8 @@ void VolumeImpl::reclaim_loop() {
     reclaim_kicked_ = false;
     reclaim_idle_ = false;
     const uint64_t requests = space_requests_;
-    const bool urgent = space_waited_for_;
+    // A waiter that has been answered may not have woken yet.
+    const bool urgent = space_waited_for_ && space_progress_ == space_waited_seen_;
     lock.unlock();
 
     const uint64_t freed_before = counters_.chunks_freed.load();
@@ -86,6 +87,7 @@ bool VolumeImpl::wait_for_space(uint64_t seen) {
     reclaim_kicked_ = true;
     space_wake_.notify_all();
     space_waited_for_ = true;
+    space_waited_seen_ = seen;
     while (space_served_ < ticket && space_progress_ == seen) space_changed_.wait(lock);
     space_waited_for_ = false;
   }

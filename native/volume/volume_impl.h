@@ -192,6 +192,7 @@ class VolumeImpl final : public Volume {
   uint64_t space_requests_ = 0;  // tickets of wait_for_space()
   uint64_t space_served_ = 0;
   uint64_t space_progress_ = 0;              // grows when something was freed or dropped
+  uint64_t space_waited_seen_ = 0;           // space_progress_ when that wait began
   bool space_waited_for_ = false;            // the committer waits now
   std::atomic<bool> low_water_told_{false};  // set by the reclaimer only
   uint64_t drop_deadline_ms_ = 0;
