@@ -46,6 +46,20 @@ std::byte* RecordBatch::add(format::RecordKind kind, size_t payload_bytes) {
   return bytes_.data() + offset + sizeof(RecordHeader);
 }
 
+void RecordBatch::add_entries(format::RecordKind kind, std::span<const Entry> entries, bool more) {
+  std::byte* payload = add(kind, entries_bytes(entries.size()));
+  format::EntryList list;
+  list.count = static_cast<uint32_t>(entries.size());
+  list.more = more ? 1 : 0;
+  std::memcpy(payload, &list, sizeof list);
+  payload += sizeof list;
+  for (const Entry& entry : entries) {
+    const format::IndexEntry disk = entry.to_disk();
+    std::memcpy(payload, &disk, sizeof disk);
+    payload += sizeof disk;
+  }
+}
+
 // The ring in pieces of a megabyte, read ahead of the scan.
 struct Journal::Slice {
   static constexpr uint64_t kBytes = uint64_t{1} << 20;

@@ -16,10 +16,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <vector>
 
 #include "base/status.h"
 #include "io/device.h"
+#include "store/entry.h"
 #include "store/format.h"
 
 namespace csnap {
@@ -61,6 +63,12 @@ class RecordBatch {
   void add_struct(format::RecordKind kind, const T& payload) {
     std::memcpy(add(kind, sizeof payload), &payload, sizeof payload);
   }
+  // An EntryList. `more`: see format.h.
+  void add_entries(format::RecordKind kind, std::span<const Entry> entries, bool more = false);
+  // Payload bytes of such a record.
+  static uint64_t entries_bytes(size_t count) {
+    return sizeof(format::EntryList) + count * sizeof(format::IndexEntry);
+  }
   bool empty() const { return offsets_.empty(); }
   // Bytes the append takes, padding included.
   uint64_t append_bytes() const { return round_up(bytes_.size(), format::kAppendAlignBytes); }
@@ -86,8 +94,8 @@ class Journal {
   Result<bool> knows_newer_superblock(uint64_t superblock_sequence,
                                       const std::vector<EpochTermInfo>& chain);
 
-  // Whether any intact record in the whole ring says that the record `next_sequence`, which the scan
-  // did not find, had its sync (J3: then its loss is damage, no crash). Reads the ring.
+  // Whether any intact record in the whole ring says that the record `next_sequence`, which the
+  // scan did not find, had its sync (J3: then its loss is damage, no crash). Reads the ring.
   Result<bool> knows_confirmed(Sequence next_sequence, const std::vector<EpochTermInfo>& chain);
 
   // From here on append() writes records of this term.

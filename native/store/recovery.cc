@@ -501,16 +501,8 @@ Status Recovery::write_findings() {
   RecordBatch batch;
   for (size_t next = 0; next < findings_.size();) {
     const size_t count = std::min(kPerRecord, findings_.size() - next);
-    std::byte* payload = batch.add(RecordKind::RECOVERED,
-                                   sizeof(format::EntryList) + count * sizeof(format::IndexEntry));
-    format::EntryList list;
-    list.count = static_cast<uint32_t>(count);
-    list.more = next + count < findings_.size() ? 1 : 0;
-    std::memcpy(payload, &list, sizeof list);
-    for (size_t i = 0; i < count; i++) {
-      const format::IndexEntry disk = findings_[next + i].to_disk();
-      std::memcpy(payload + sizeof list + i * sizeof disk, &disk, sizeof disk);
-    }
+    batch.add_entries(RecordKind::RECOVERED, std::span(findings_).subspan(next, count),
+                      next + count < findings_.size());
     next += count;
   }
   for (const format::DeleteRecord& record : deletes_) batch.add_struct(RecordKind::DELETE, record);

@@ -151,7 +151,7 @@ Status VolumeImpl::copy_out(ChunkIndex chunk, std::vector<std::byte>& buffer, Co
 // read while its chunk was owed, and is owed still to a snapshot of then, is content of every
 // snapshot up to now.
 Status VolumeImpl::record_group(std::vector<CopyOut>& group, GenerationState& state) {
-  const uint64_t bytes = sizeof(format::EntryList) + group.size() * sizeof(format::IndexEntry);
+  const uint64_t bytes = RecordBatch::entries_bytes(group.size());
   Result<Store::Transaction> begun = store_->begin(Priority::DATA, bytes, group.size());
   if (!begun.ok()) return begun.take_status();
   Store::Transaction transaction = begun.take();
@@ -178,17 +178,7 @@ Status VolumeImpl::record_group(std::vector<CopyOut>& group, GenerationState& st
   }
   if (!entries.empty()) {
     CSNAP_ASSERT(newest <= generation);
-    std::byte* payload = transaction.batch.add(
-        format::RecordKind::EXCEPTION,
-        sizeof(format::EntryList) + entries.size() * sizeof(format::IndexEntry));
-    format::EntryList list;
-    list.count = static_cast<uint32_t>(entries.size());
-    list.more = 0;
-    std::memcpy(payload, &list, sizeof list);
-    for (size_t i = 0; i < entries.size(); i++) {
-      const format::IndexEntry disk = entries[i].to_disk();
-      std::memcpy(payload + sizeof list + i * sizeof disk, &disk, sizeof disk);
-    }
+    transaction.batch.add_entries(format::RecordKind::EXCEPTION, entries);
     CSNAP_TRY(store_->commit(transaction));
     if (Status status = store_->apply_exceptions(entries); !status.ok()) {
       fail(status, false);

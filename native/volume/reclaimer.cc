@@ -276,7 +276,7 @@ Status VolumeImpl::reclaim_batch(const std::vector<Entry>& scanned, uint64_t& fr
   if (scanned.empty()) return Status();
   std::vector<BlockNumber> blocks;
   {
-    const uint64_t bytes = sizeof(format::EntryList) + scanned.size() * sizeof(format::IndexEntry);
+    const uint64_t bytes = RecordBatch::entries_bytes(scanned.size());
     Result<Store::Transaction> begun = store_->begin(Priority::RESERVED, bytes, scanned.size());
     if (!begun.ok()) return begun.take_status();
     Store::Transaction transaction = begun.take();
@@ -302,17 +302,7 @@ Status VolumeImpl::reclaim_batch(const std::vector<Entry>& scanned, uint64_t& fr
 
 Status VolumeImpl::free_entries(Store::Transaction& transaction,
                                 const std::vector<Entry>& entries) {
-  std::byte* payload = transaction.batch.add(
-      format::RecordKind::FREE,
-      sizeof(format::EntryList) + entries.size() * sizeof(format::IndexEntry));
-  format::EntryList list;
-  list.count = static_cast<uint32_t>(entries.size());
-  list.more = 0;
-  std::memcpy(payload, &list, sizeof list);
-  for (size_t i = 0; i < entries.size(); i++) {
-    const format::IndexEntry disk = entries[i].to_disk();
-    std::memcpy(payload + sizeof list + i * sizeof disk, &disk, sizeof disk);
-  }
+  transaction.batch.add_entries(format::RecordKind::FREE, entries);
   CSNAP_TRY(store_->commit(transaction));
   Status status = store_->apply_free(entries);
   if (!status.ok()) fail(status, false);

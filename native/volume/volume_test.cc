@@ -1,11 +1,12 @@
 // The volume from end to end on memory devices, real threads.
+#include "volume/volume.h"
+
 #include <doctest/doctest.h>
 
 #include <cstring>
 
 #include "testing/faulty_device.h"
 #include "testing/rng.h"
-#include "volume/volume.h"
 
 namespace csnap {
 namespace {
