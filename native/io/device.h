@@ -60,6 +60,9 @@ class Device {
   }
   // A hint: begin to write back dirty data, without waiting.
   virtual void start_writeback() {}
+  // Reads come from the medium again, but for what is still to be written. After a failed sync the
+  // cache may show what the medium never got, and later syncs would not write it either (D3).
+  virtual void drop_cache() {}
 };
 
 }  // namespace csnap

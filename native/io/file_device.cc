@@ -224,6 +224,9 @@ void FileDevice::start_writeback() {
   sync_file_range(fd(), 0, 0, SYNC_FILE_RANGE_WRITE);
 }
 
+// The kernel calls pages clean whose write-back failed, and so lets them go.
+void FileDevice::drop_cache() { posix_fadvise(fd(), 0, 0, POSIX_FADV_DONTNEED); }
+
 // ---- Zeroing and holes -------------------------------------------------------------------------
 
 namespace {

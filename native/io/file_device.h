@@ -46,6 +46,7 @@ class FileDevice final : public Device {
   Status discard(uint64_t offset, uint64_t length) override;
   DeviceExtent extent_at(uint64_t offset, uint64_t length) override;
   void start_writeback() override;
+  void drop_cache() override;
 
   int fd() const { return fd_.get(); }
   bool is_block() const { return is_block_; }

@@ -304,8 +304,9 @@ void CrashExplorer::judge_snapshots(Volume& volume, Life& life) {
     const std::shared_ptr<Tokens> content =
         Workload::read_snapshot(volume, info.uuid, shape_.origin_sectors, status);
     if (!content) {
-      if (note.dropped || (shape_.work.may_drop && status.code() == Code::SNAPSHOT_DELETED))
-        continue;
+      // A drop shows itself before its event is told.
+      if (shape_.work.may_drop && !note.dropped) (void)volume.wait_reclaimed();
+      if (note.dropped) continue;
       wrong("read of snapshot " + note.name + ": " + status.to_text());
     }
     const std::string judged = history.judge_snapshot(note, *content);

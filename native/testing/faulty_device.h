@@ -39,6 +39,7 @@ class FaultyDevice final : public Device {
     return below_.extent_at(offset, length);
   }
   void start_writeback() override { below_.start_writeback(); }
+  void drop_cache() override { below_.drop_cache(); }
 
  private:
   struct Verdict {

@@ -193,6 +193,14 @@ DeviceExtent SimDisk::extent_at(uint64_t offset, uint64_t length) {
   return {std::min(end - offset, length), hole};
 }
 
+void SimDisk::drop_cache() {
+  yield_point();
+  CSNAP_ASSERT(in_flight_.empty());
+  content_.visible = content_.durable;
+  for (const auto& [sector, versions] : content_.pending)
+    put_version(content_.visible, sector, versions.back());
+}
+
 bool SimDisk::flip_bit(uint64_t offset, unsigned bit) {
   if (content_.pending.contains(offset / kSectorBytes)) return false;
   for (CowBytes* bytes : {&content_.visible, &content_.durable}) {

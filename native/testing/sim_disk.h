@@ -18,7 +18,7 @@
 //  M5  A failed sync makes every later sync of this life fail (D3). What it covered stays readable
 //  but
 //      no later sync of any life writes it: each sector may be lost for good. After a kill, syncs
-//      succeed again, as with a new fd on Linux.
+//      succeed again, as with a new fd on Linux. drop_cache() shows what is lost.
 //  M6  A failed write (also zero, discard) has changed any of its sectors (D2); a short one a
 //  prefix. M7  A discarded sector keeps its content or becomes zeros, and at a crash may do the
 //  other until a
@@ -111,6 +111,7 @@ class SimDisk final : public Device {
   Status zero(uint64_t offset, uint64_t length, ZeroMode mode) override;
   Status discard(uint64_t offset, uint64_t length) override;
   DeviceExtent extent_at(uint64_t offset, uint64_t length) override;
+  void drop_cache() override;
 
   FaultPlan& faults() { return faults_; }
   // While full, a write into a hole fails with NO_SPACE.

@@ -184,6 +184,14 @@ std::optional<size_t> Workload::any_live(Rng& rng) {
   return live[rng.below(live.size())];
 }
 
+// Whether a snapshot that can't be read was deleted or dropped meanwhile.
+bool Workload::gone(size_t index, const Status& status) {
+  if (status.code() != Code::SNAPSHOT_DELETED && status.code() != Code::NOT_FOUND) return false;
+  // A drop shows itself to readers before its event is told.
+  if (history_.snapshots()[index].must_exist()) (void)volume_.wait_reclaimed();
+  return !history_.snapshots()[index].must_exist();
+}
+
 void Workload::read_some_snapshot(Rng& rng) {
   const std::optional<size_t> index = any_live(rng);
   if (!index) return;
@@ -193,11 +201,8 @@ void Workload::read_some_snapshot(Rng& rng) {
       read_snapshot(volume_, uuid, history_.sector_count(), status);
   const SnapshotNote& note = history_.snapshots()[*index];
   if (!content) {
-    if (status.code() == Code::SNAPSHOT_DELETED || status.code() == Code::NOT_FOUND) {
-      // A drop shows itself to readers before its event is told.
-      if (!note.must_exist() || options_.may_drop) return;
-    }
-    return judge_error(status, "read of snapshot " + note.name);
+    if (gone(*index, status)) return;
+    return judge_error(status, "read of snapshot " + history_.snapshots()[*index].name);
   }
   const std::string wrong = history_.judge_snapshot(note, *content);
   if (!wrong.empty()) wrong_(wrong);
@@ -224,8 +229,7 @@ void Workload::create(Rng& rng) {
       read_snapshot(volume_, made.value().uuid, history_.sector_count(), status);
   const SnapshotNote& note = history_.snapshots()[index];
   if (!content) {
-    if (note.delete_called != 0 || note.dropped) return;
-    if (status.code() == Code::SNAPSHOT_DELETED || status.code() == Code::NOT_FOUND) return;
+    if (gone(index, status)) return;
     return judge_error(status, "read of new snapshot " + name);
   }
   const std::string wrong = history_.judge_snapshot(note, *content);

@@ -54,6 +54,7 @@ class Workload {
   Status perform(Rng& rng, IoRequest& request, const std::function<void(const Status&)>& replied);
   // Whether an error is one that the options allow.
   void judge_error(const Status& status, const std::string& what);
+  bool gone(size_t index, const Status& status);
   std::optional<size_t> any_live(Rng& rng);
 
   Volume& volume_;

@@ -193,6 +193,13 @@ Status VolumeImpl::judge_origin(const Superblock& sb, bool& accepted) const {
 Status VolumeImpl::start() {
   Result<SuperblockFound> found = load_superblock(*options_.store);
   if (!found.ok()) return found.take_status();
+  if (options_.accept_loss && found.value().superblock->state & format::kStateSyncFailed) {
+    // W9: go on with what is on the media, not with what a cache still shows of it.
+    options_.store->drop_cache();
+    origin_.drop_cache();
+    found = load_superblock(*options_.store);
+    if (!found.ok()) return found.take_status();
+  }
   const Superblock sb = *found.value().superblock;
   bool accepted = false;
   CSNAP_TRY(judge_origin(sb, accepted));
