@@ -8,10 +8,10 @@ readonly SUITES=(lint unit vm native native-asan native-tsan simulation wire cra
 readonly SLOTS_MAX=2
 
 # Minutes in the default tier and with --full.
-declare -rA BUDGET_QUICK=([lint]=2 [unit]=4 [vm]=15 [native]=6 [native-asan]=8 [native-tsan]=8
-  [simulation]=4 [wire]=6 [crash]=5 [fuzz]=8 [package]=6 [mutants]=20)
-declare -rA BUDGET_FULL=([lint]=2 [unit]=6 [vm]=30 [native]=15 [native-asan]=20 [native-tsan]=20
-  [simulation]=40 [wire]=10 [crash]=15 [fuzz]=50 [package]=6 [mutants]=30)
+declare -rA BUDGET_QUICK=([lint]=4 [unit]=6 [vm]=20 [native]=12 [native-asan]=20 [native-tsan]=25
+  [simulation]=10 [wire]=10 [crash]=10 [fuzz]=12 [package]=10 [mutants]=30)
+declare -rA BUDGET_FULL=([lint]=4 [unit]=6 [vm]=30 [native]=20 [native-asan]=30 [native-tsan]=40
+  [simulation]=40 [wire]=12 [crash]=15 [fuzz]=55 [package]=10 [mutants]=40)
 
 # What a suite's outcome depends on, beside the tool versions; the rest depend on everything.
 declare -rA INPUTS=(
