@@ -25,9 +25,13 @@ Status Recovery::sync(Device& device) {
   return status;
 }
 
-// A term in mode sync vouches for all that was ever acknowledged (W8). What a killed one in mode
-// flush left in the page cache must be on the medium before that mode is written down.
+// What a killed server left in the page cache must be on the medium before anything is built on it:
+// the superblock that was found (the stamp goes over the other slot, the last one that is sure to
+// be there), and the entries that are verified below (W1).
 Status Recovery::secure_former_term() {
+  CSNAP_TRY(sync(store_.device_));
+  // A term in mode sync vouches for all that was ever acknowledged (W8); what one in mode flush
+  // left unsynced must be safe before that mode is written down.
   const Superblock& sb = store_.superblock_;
   const bool was_flush = sb.durability_mode == static_cast<uint8_t>(format::DurabilityMode::FLUSH);
   if (sb.state & format::kStateClean || !was_flush || !store_.options_.origin ||
@@ -424,8 +428,6 @@ Result<uint32_t> Recovery::crc_of(Device& device, uint64_t offset, uint64_t avai
 
 Status Recovery::verify_unconfirmed() {
   Store& store = store_;
-  // What a dead process left in the page cache must not look durable (W1).
-  if (!store.options_.look_only) CSNAP_TRY(sync(store.device_));
   const uint64_t run = store.space_map_->chunk_blocks();
   for (const auto& [key, change] : changes_) {
     if (change.sequence <= verified_upto_ || !change.entry || !change.entry->location.is_data())

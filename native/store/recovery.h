@@ -1,12 +1,15 @@
 // Opening a store: replay, verification, the new epoch. Caller: Store::open.
 //
-// Order: judge the superblock; load tables; read the journal; (unless only looking) stamp the new
-// epoch in both slots, which closes the former term at its last valid record (F3, W5); work out the
-// net effect of the records and put it into RAM; verify what was never confirmed (W1); delete
-// snapshots without completion (W6); say all that in the new term's first records.
+// Order: judge the superblock; load tables; read the journal; (unless only looking) make sure that
+// all of this is on the medium; stamp the new epoch in both slots, which closes the former term at
+// its last valid record (F3, W5); work out the net effect of the records and put it into RAM;
+// verify what was never confirmed (W1); delete snapshots without completion (W6); say all that in
+// the new term's first records.
 //
 // Invariants
-//  V1  Nothing is written before the stamp, and the stamp changes no state but the term.
+//  V1  Nothing is written before the stamp, and the stamp changes no state but the term. It goes
+//  over
+//      the older slot only when the newer one is durable, as seen or not by who died.
 //  V2  Opening again after a crash at any point of this gives the same result.
 //  V3  Damaged input is an error, never an abort: everything read from the device is checked.
 #pragma once

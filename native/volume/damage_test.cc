@@ -386,6 +386,56 @@ TEST_CASE("damage: a rotten store chunk is an error for its snapshots alone (W1)
   }
 }
 
+// The last group of a journal has no later record that says it was synced.
+TEST_CASE("unconfirmed: an entry without its content is dropped only on the origin's word (W1)") {
+  for (const bool origin_overwritten : {false, true}) {
+    MemoryDevice origin("origin", kOriginBytes), store("store", kStoreBytes);
+    REQUIRE(create(store).ok());
+    Bytes first;
+    simulate([&] {
+      std::unique_ptr<Volume> volume = open(options_for(origin, store));
+      for (ChunkIndex chunk = 0; chunk < kChunks; chunk++) CHECK(fill(*volume, chunk, 1).ok());
+      CHECK(volume->create_snapshot("s", false, 0, {}).ok());
+      first = origin.bytes();
+      CHECK(fill(*volume, 5, 2).ok());
+    });
+    if (!origin_overwritten)
+      std::copy_n(first.begin() + 5 * kChunk, kChunk, origin.bytes().begin() + 5 * kChunk);
+    // The chunk's store copy never got to the medium.
+    const auto at = std::search(store.bytes().begin(), store.bytes().end(),
+                                first.begin() + 5 * kChunk, first.begin() + 6 * kChunk);
+    REQUIRE(at != store.bytes().end());
+    std::fill_n(at, kChunk, 0);
+    for (int round = 0; round < 3; round++) {
+      simulate([&] {
+        std::unique_ptr<Volume> volume = open(options_for(origin, store));
+        const VolumeInfo info = volume->info();
+        CHECK(info.lost_entries == (round == 0 && origin_overwritten ? 1 : 0));
+        CHECK(info.dropped_entries == (round == 0 && !origin_overwritten ? 1 : 0));
+        // What is lost stays lost, over opens and checkpoints.
+        const Uuid uuid = volume->list_snapshots().value().at(0).uuid;
+        const std::shared_ptr<View> view = volume->open_snapshot(uuid).take();
+        for (ChunkIndex chunk = 0; chunk < kChunks; chunk++) {
+          Bytes data(std::min(kChunk, kOriginBytes - chunk * kChunk));
+          const Status status =
+              io(*volume, *view, IoOp::READ, chunk * kChunk, data.size(), data.data());
+          if (chunk == 5 && origin_overwritten) {
+            CHECK(status.code() == Code::IO_ERROR);
+          } else {
+            CHECK_MESSAGE(status.ok(), status.to_text());
+            CHECK(std::memcmp(data.data(), first.data() + chunk * kChunk, data.size()) == 0);
+          }
+        }
+        CHECK(fill(*volume, 5, static_cast<uint8_t>(10 + round)).ok());
+        Result<CheckReport> report = volume->check(true, nullptr);
+        CHECK((report.ok() && report.value().clean));
+        CHECK(report.value().lost_entries == (origin_overwritten ? 1 : 0));
+        if (round == 1) CHECK(volume->close().ok());
+      });
+    }
+  }
+}
+
 TEST_CASE("damage: superblocks, one or both, cut off, of a newer format") {
   const Sample sample = make_sample(true);
   const auto sealed = [](Bytes& store, int slot,
