@@ -21,10 +21,8 @@
     "conditions": [
       # In "text" + string() g++ 12 sees an overlap that can not be (GCC bug 105651).
       ["strict=='true'", {"cflags_cc": ["-Werror", "-Wno-restrict"]}],
-      # A null pointer ends the program without being looked for, and that look costs much to compile.
       ["sanitize!=''", {
-        "cflags_cc": ["-fsanitize=<(sanitize)", "-fno-sanitize=null", "-fno-sanitize-recover=all",
-                      "-g1", "-O1"],
+        "cflags_cc": ["-fsanitize=<(sanitize)", "-fno-sanitize-recover=all", "-g1", "-O1"],
         "ldflags": ["-fsanitize=<(sanitize)"],
       }],
     ],
@@ -58,9 +56,6 @@
           # doctest's REQUIRE ends a test case by an exception; the code under test has none.
           "cflags_cc!": ["-fno-exceptions"],
           "cflags_cc": ["-fexceptions"],
-          # Half the time to compile, for code that need not be fast.
-          "configurations": {"Release": {"cflags!": ["-O2"], "cflags": ["-O1"]}},
-          "defines": ["DOCTEST_CONFIG_SUPER_FAST_ASSERTS"],
           "libraries": ["-lpthread"],
         },
         {
