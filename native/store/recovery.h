@@ -8,8 +8,8 @@
 //
 // Invariants
 //  V1  Nothing is written before the stamp, and the stamp changes no state but the term. It goes
-//  over
-//      the older slot only when the newer one is durable, as seen or not by who died.
+//      over the older slot only when the newer one is durable: a kill may have come before its
+//      sync.
 //  V2  Opening again after a crash at any point of this gives the same result.
 //  V3  Damaged input is an error, never an abort: everything read from the device is checked.
 #pragma once

@@ -35,8 +35,11 @@ CrashShape CrashShape::random(Rng& rng) {
   shape.chunk_bytes = rng.one_in(6) ? 8192 : 4096;
   const uint64_t chunk_sectors = shape.chunk_bytes / kSectorBytes;
   // The last chunk is not whole.
-  shape.origin_sectors =
-      chunk_sectors * rng.between(12, rng.one_in(4) ? 64 : 28) + rng.between(1, chunk_sectors - 1);
+  // Few chunks are fought over, many make the index grow.
+  const uint64_t chunks = rng.one_in(3)   ? rng.between(1, 3)
+                          : rng.one_in(4) ? rng.between(28, 64)
+                                          : rng.between(12, 28);
+  shape.origin_sectors = chunk_sectors * chunks + rng.between(1, chunk_sectors - 1);
   shape.journal_bytes = rng.coin() ? 65536 : 131072;
   // The smallest that can be fills up, so that snapshots are dropped and chunks used again.
   const uint64_t least =

@@ -272,9 +272,10 @@ TEST_CASE("damage: each block of a store that was closed, in every way") {
   const std::set<BlockNumber> used = blocks_in_use(sample.store);
   const BlockNumber data_area = (format::kJournalOffset + kJournalBytes) / kBlockBytes;
   uint64_t refused = 0, noticed = 0, harmless = 0;
-  const BlockNumber step = std::getenv("CSNAP_SANITIZED") ? 5 : 1;
-  for (BlockNumber block = 0; block < kStoreBytes / kBlockBytes; block += step) {
+  const bool one_way_each = std::getenv("CSNAP_SANITIZED") != nullptr;
+  for (BlockNumber block = 0; block < kStoreBytes / kBlockBytes; block++) {
     for (int how = 0; how < 5; how++) {
+      if (one_way_each && block % 5 != static_cast<BlockNumber>(how)) continue;
       Bytes damaged = sample.store;
       damage(damaged, block, how, rng);
       if (damaged == sample.store) continue;

@@ -208,6 +208,59 @@ TEST_CASE("terms: a full epoch chain is emptied by a checkpoint before the volum
   CHECK(checkpoints_at_open >= 2);
 }
 
+// The superblock that an open finds may live in the page cache only. Its stamp must not go over the
+// last one that is on the medium, whose successor a power loss can take and tear.
+TEST_CASE("terms: killed between a superblock's write and its sync, then power loss (W5)") {
+  SimHost host(1);
+  SimDisk& origin = host.add_disk("origin", kOriginBytes);
+  SimDisk& store = host.add_disk("store", kStoreBytes);
+  REQUIRE(create(store, 64 * 1024).ok());
+  Rng rng(seed_from_environment(9));
+  uint64_t crashes = 0;
+  std::vector<std::unique_ptr<SimScheduler>> inner;
+  for (int i = 0; i < 2; i++) inner.push_back(std::make_unique<SimScheduler>());
+  const auto look = [&](const HostImage& image) {
+    crashes++;
+    SimHost third(rng.next(), image);
+    const auto outcome = inner[1]->run(rng.next(), [&] {
+      std::unique_ptr<Volume> volume = open(options_for(third.disk(0), third.disk(1), 3));
+      check_clean(*volume);
+    });
+    REQUIRE_MESSAGE(outcome.ok(), outcome.report);
+  };
+  const auto superblock_written = [](const SimEvent& event) {
+    return event.op == DeviceOp::WRITE && event.completed && event.disk->name() == "store" &&
+           event.offset < format::kJournalOffset;
+  };
+  const auto kill = [&] {
+    SimHost second(rng.next(), host.kill_image(rng));
+    second.set_observer([&](const SimEvent& event) {
+      if (superblock_written(event))
+        for (int i = 0; i < 6; i++) look(second.crash_image(CrashLoss::RANDOM, rng));
+    });
+    const auto outcome = inner[0]->run(rng.next(), [&] {
+      std::unique_ptr<Volume> volume = open(options_for(second.disk(0), second.disk(1), 2));
+      second.set_observer(nullptr);
+    });
+    REQUIRE_MESSAGE(outcome.ok(), outcome.report);
+  };
+  simulate([&] {
+    std::unique_ptr<Volume> volume = open(options_for(origin, store, 1));
+    host.set_observer([&](const SimEvent& event) {
+      if (superblock_written(event)) kill();
+    });
+    for (int round = 0; round < 12; round++) {
+      CHECK(volume->create_snapshot("s" + std::to_string(round), false, 0, {}).ok());
+      for (ChunkIndex chunk = 0; chunk < kChunks; chunk += 3) fill(*volume, chunk, round);
+      if (round >= 3)
+        CHECK(volume->delete_snapshot(volume->list_snapshots().value().at(0).uuid).ok());
+      CHECK(volume->checkpoint().ok());
+    }
+    host.set_observer(nullptr);
+  });
+  CHECK(crashes > 100);
+}
+
 TEST_CASE("terms: what a term in mode flush acknowledged is not lost unseen in mode sync (W8)") {
   SimHost host(1);
   SimDisk& origin = host.add_disk("origin", kOriginBytes);

@@ -1,0 +1,151 @@
+// Single races, tried under very many schedules: what random histories come by too seldom.
+#include <doctest/doctest.h>
+
+#include <cstdlib>
+#include <cstring>
+
+#include "base/sync.h"
+#include "testing/rng.h"
+#include "testing/scheduler.h"
+#include "testing/sim_disk.h"
+#include "volume/volume.h"
+
+namespace csnap {
+namespace {
+
+constexpr uint64_t kChunk = 4096;
+
+Status io(Volume& volume, View& view, IoOp op, void* data) {
+  IoRequest request;
+  request.op = op;
+  request.view = &view;
+  request.length = kChunk;
+  request.data = data;
+  return volume.run(request);
+}
+
+uint64_t schedules() {
+  if (std::getenv("CSNAP_SANITIZED")) return 200;
+  const char* tier = std::getenv("CSNAP_TIER");
+  return tier && std::strcmp(tier, "full") == 0 ? 200'000 : 5'000;
+}
+
+// A host with an empty volume on an origin of two chunks.
+struct Host {
+  explicit Host(uint64_t seed) : host(seed) {
+    host.add_disk("origin", 2 * kChunk);
+    host.add_disk("store", 1536 * 1024);
+    CreateOptions create;
+    create.volume_name = "race";
+    create.origin.text = "origin";
+    create.origin_bytes = host.disk(0).size_bytes();
+    create.store_bytes = host.disk(1).size_bytes();
+    create.chunk_bytes = kChunk;
+    create.journal_bytes = 65536;
+    REQUIRE(create_store(host.disk(1), create).ok());
+  }
+  SimHost host;
+};
+
+Result<std::unique_ptr<Volume>> open(SimHost& host, uint8_t boot = 1) {
+  VolumeOptions options;
+  options.origin = &host.disk(0);
+  options.store = &host.disk(1);
+  options.identity.text = "origin";
+  options.io_threads = 1;
+  options.boot_id.bytes[0] = boot;
+  return Volume::open(std::move(options));
+}
+
+}  // namespace
+
+TEST_CASE("races: a snapshot that is being deleted gives its own content or none (W6)") {
+  const uint64_t seed = seed_from_environment(0x4ace);
+  SimScheduler scheduler;
+  uint64_t read = 0, gone = 0;
+  for (uint64_t number = 0; number < schedules(); number++) {
+    Host made(mix64(seed + number));
+    const auto outcome = scheduler.run(mix64(seed + number), [&] {
+      std::unique_ptr<Volume> volume = open(made.host).take();
+      std::vector<uint8_t> before(kChunk, 1), after(kChunk, 2);
+      const std::shared_ptr<View> live = volume->open_origin();
+      if (!io(*volume, *live, IoOp::WRITE, before.data()).ok()) scheduler.stop("write");
+      const SnapshotInfo snapshot = volume->create_snapshot("s", false, 0, {}).take();
+      const std::shared_ptr<View> view = volume->open_snapshot(snapshot.uuid).take();
+      Thread reader, writer, deleter;
+      reader.start("reader", [&] {
+        for (int i = 0; i < 4; i++) {
+          std::vector<uint8_t> data(kChunk);
+          const Status status = io(*volume, *view, IoOp::READ, data.data());
+          if (status.code() == Code::SNAPSHOT_DELETED) {
+            gone++;
+            return;
+          }
+          if (!status.ok()) scheduler.stop(status.to_text());
+          if (data != before) scheduler.stop("the snapshot gave what was written after it");
+          read++;
+        }
+      });
+      writer.start("writer", [&] {
+        for (int i = 0; i < 2; i++)
+          if (!io(*volume, *live, IoOp::WRITE, after.data()).ok()) scheduler.stop("write");
+      });
+      deleter.start("deleter", [&] {
+        if (!volume->delete_snapshot(snapshot.uuid).ok()) scheduler.stop("delete");
+      });
+      reader.join();
+      writer.join();
+      deleter.join();
+    });
+    REQUIRE_MESSAGE(outcome.ok(),
+                    "CSNAP_SEED=" << seed << " (schedule " << number << "): " << outcome.report);
+  }
+  CHECK(read > 0);
+  CHECK(gone > 0);
+}
+
+TEST_CASE("races: what a snapshot holds is durable when its creation returns (W6)") {
+  const uint64_t seed = seed_from_environment(0x4acf);
+  SimScheduler scheduler;
+  uint64_t differ = 0;
+  for (uint64_t number = 0; number < schedules() / 2; number++) {
+    Host made(mix64(seed + number));
+    std::vector<uint8_t> content(kChunk);
+    HostImage image;
+    Rng rng(number);
+    const auto before = scheduler.run(mix64(seed + number), [&] {
+      std::unique_ptr<Volume> volume = open(made.host).take();
+      const std::shared_ptr<View> live = volume->open_origin();
+      Thread writer;
+      writer.start("writer", [&] {
+        for (uint8_t i = 1; i < 8; i++) {
+          std::vector<uint8_t> data(kChunk, i);
+          if (!io(*volume, *live, IoOp::WRITE, data.data()).ok()) scheduler.stop("write");
+        }
+      });
+      const SnapshotInfo snapshot = volume->create_snapshot("s", false, 0, {}).take();
+      image = made.host.crash_image(CrashLoss::EVERYTHING, rng);
+      const std::shared_ptr<View> view = volume->open_snapshot(snapshot.uuid).take();
+      if (!io(*volume, *view, IoOp::READ, content.data()).ok()) scheduler.stop("read");
+      writer.join();
+    });
+    REQUIRE_MESSAGE(before.ok(), before.report);
+    SimHost second(number, image);
+    const auto after = scheduler.run(number, [&] {
+      std::unique_ptr<Volume> volume = open(second, 2).take();
+      const SnapshotInfo snapshot = volume->list_snapshots().take().at(0);
+      std::vector<uint8_t> data(kChunk), live(kChunk);
+      const std::shared_ptr<View> view = volume->open_snapshot(snapshot.uuid).take();
+      if (!io(*volume, *view, IoOp::READ, data.data()).ok()) scheduler.stop("read");
+      if (data != content)
+        scheduler.stop("the snapshot held " + std::to_string(content[0]) + " before the crash, " +
+                       std::to_string(data[0]) + " after it");
+      differ += data[0] != 0;
+    });
+    REQUIRE_MESSAGE(after.ok(),
+                    "CSNAP_SEED=" << seed << " (schedule " << number << "): " << after.report);
+  }
+  CHECK(differ > 0);
+}
+
+}  // namespace csnap
