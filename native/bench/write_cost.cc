@@ -1,7 +1,8 @@
 // What an origin write costs with 1, 64 and 1,000 snapshots: first writes (which copy out) and
 // rewrites apart, in interleaved rounds. Each round takes a new snapshot and deletes the oldest, so
-// the number stays; reclaim has finished before anything is timed. Ratios are against the volume
-// with one snapshot in the same round.
+// the number stays; reclaim has finished before anything is timed. A rewrite is short: they are
+// timed after all first writes are on disk, in many small turns. Ratios are against the volume with
+// one snapshot in the same round.
 #include <cmath>
 #include <filesystem>
 #include <numeric>
@@ -16,16 +17,20 @@ constexpr uint64_t kChunkBytes = 16384;
 constexpr uint64_t kOriginBytes = uint64_t{512} << 20;
 constexpr uint64_t kWrites = 2000;
 constexpr uint32_t kDepth = 16;
+constexpr int kRewriteTurns = 30;
+constexpr int kBurstsPerTurn = 4;
 
 struct Subject {
   uint64_t snapshots;
   std::unique_ptr<Files> files;
   std::unique_ptr<Volume> volume;
   std::vector<Uuid> uuids;
+  std::vector<uint64_t> offsets;                 // of this round's writes
+  double rewrite_seconds;                        // of this round
   std::vector<double> first_rate, rewrite_rate;  // writes per second, by round
 };
 
-// `kWrites` writes of 4 KiB with kDepth in flight; returns writes per second.
+// `kWrites` writes of 4 KiB with kDepth in flight; returns the seconds they took.
 class Burst {
  public:
   Burst(Volume& volume, const std::vector<uint64_t>& offsets)
@@ -55,7 +60,7 @@ class Burst {
         wake_.wait(lock);
       }
     }
-    return static_cast<double>(offsets_.size()) / (seconds() - start);
+    return seconds() - start;
   }
 
  private:
@@ -102,7 +107,7 @@ void prepare(Subject& subject, const std::string& directory) {
             .uuid);
 }
 
-void round(Subject& subject, uint64_t number, uint64_t seed) {
+void first_writes(Subject& subject, uint64_t number, uint64_t seed) {
   subject.uuids.push_back(
       must(subject.volume->create_snapshot("r" + std::to_string(number), false, 0, {}), "snapshot")
           .uuid);
@@ -113,16 +118,34 @@ void round(Subject& subject, uint64_t number, uint64_t seed) {
   Rng rng(seed);
   std::vector<uint64_t> chunks(kOriginBytes / kChunkBytes);
   std::iota(chunks.begin(), chunks.end(), 0);
-  std::vector<uint64_t> offsets;
+  subject.offsets.clear();
   for (uint64_t i = 0; i < kWrites; i++) {
     std::swap(chunks[i], chunks[i + rng.below(chunks.size() - i)]);
-    offsets.push_back(chunks[i] * kChunkBytes + rng.below(4) * 4096);
+    subject.offsets.push_back(chunks[i] * kChunkBytes + rng.below(4) * 4096);
   }
-  subject.first_rate.push_back(Burst(*subject.volume, offsets).run());
-  // Several times over, as a rewrite is short.
-  double rate = 0;
-  for (int i = 0; i < 5; i++) rate += Burst(*subject.volume, offsets).run() / 5;
-  subject.rewrite_rate.push_back(rate);
+  subject.first_rate.push_back(kWrites / Burst(*subject.volume, subject.offsets).run());
+  auto origin = subject.volume->open_origin();
+  must(io(*subject.volume, *origin, IoOp::FLUSH, 0, 0, nullptr), "flush");
+  must(subject.volume->checkpoint(), "checkpoint");
+  subject.rewrite_seconds = 0;
+}
+
+void round(std::vector<Subject>& subjects, uint64_t number, uint64_t seed) {
+  // The order turns, so that no subject is always first.
+  const auto turn = [&](uint64_t i, uint64_t by) -> Subject& {
+    return subjects[(i + by) % subjects.size()];
+  };
+  for (uint64_t i = 0; i < subjects.size(); i++) first_writes(turn(i, number), number, seed);
+  for (int t = 0; t < kRewriteTurns; t++) {
+    for (uint64_t i = 0; i < subjects.size(); i++) {
+      Subject& subject = turn(i, number + static_cast<uint64_t>(t));
+      for (int burst = 0; burst < kBurstsPerTurn; burst++)
+        subject.rewrite_seconds += Burst(*subject.volume, subject.offsets).run();
+    }
+  }
+  for (Subject& subject : subjects)
+    subject.rewrite_rate.push_back(kRewriteTurns * kBurstsPerTurn * kWrites /
+                                   subject.rewrite_seconds);
 }
 
 // Median of the ratios with a distribution-free 95 % interval of it: order statistics of the
@@ -156,10 +179,7 @@ int write_cost(int argc, char** argv) {
   subjects[1].snapshots = 64;
   subjects[2].snapshots = 1000;
   for (Subject& subject : subjects) prepare(subject, directory);
-  for (uint64_t number = 0; number < rounds; number++)
-    // The order turns, so that no subject is always first.
-    for (size_t i = 0; i < subjects.size(); i++)
-      round(subjects[(i + number) % subjects.size()], number, seed + number);
+  for (uint64_t number = 0; number < rounds; number++) round(subjects, number, seed + number);
   for (Subject& subject : subjects) {
     judge("first write", subject.snapshots, subject.first_rate, subjects[0].first_rate);
     judge("rewrite", subject.snapshots, subject.rewrite_rate, subjects[0].rewrite_rate);
