@@ -28,7 +28,8 @@ export type NativeErrorCode =
   | "LIMIT"
   | "SHORT_IO"
   | "STORE_IN_USE"
-  | "WOULD_BLOCK";
+  | "WOULD_BLOCK"
+  | "PERMISSION";
 
 /** An operating error of the core. The message is one line for a person. */
 export class NativeError extends Error {
@@ -245,6 +246,53 @@ export interface NativeVolume {
   close(): Promise<void>;
 }
 
+/** A new kernel device /dev/nbdN (netlink NBD_CMD_CONNECT). */
+export interface NbdConnectOptions {
+  /** absent: the kernel takes an unused device or makes one */
+  readonly index?: number;
+  readonly sizeBytes: number;
+  /** logical block size, a power of two from 512 to the page size */
+  readonly blockBytes: number;
+  /** NBD transmission flags of the handshake */
+  readonly transmissionFlags: number;
+  /** 0: the kernel never cuts a connection for being slow; queue/io_timeout only repeats requests */
+  readonly timeoutSeconds: number;
+  /** how long requests wait for a new socket once every socket is dead; then EIO */
+  readonly deadConnectionTimeoutSeconds: number;
+  /** the attachment's uuid; the kernel asks for it at every reconfiguration */
+  readonly backend: string;
+  /** one connected stream socket for each connection; the caller's descriptors stay the caller's */
+  readonly fds: readonly number[];
+}
+
+/**
+ * NBD_CMD_RECONFIGURE. What is absent stays as it is. The kernel answers success even where it took
+ * none of the sockets (no dead slot): only a read through the device proves the change.
+ */
+export interface NbdReconfigureOptions {
+  readonly index: number;
+  readonly backend: string;
+  readonly fds?: readonly number[];
+  /** overwrites queue/io_timeout */
+  readonly timeoutSeconds?: number;
+  readonly deadConnectionTimeoutSeconds?: number;
+  /** never with fds, never on a dead link: the kernel deadlocks */
+  readonly sizeBytes?: number;
+}
+
+/** `connected` means that the kernel holds a configuration, not that a socket lives. */
+export interface NbdDeviceStatus {
+  readonly index: number;
+  readonly connected: boolean;
+}
+
+/** What hardenProcess() got. `problems`: one line each, for a person. */
+export interface Hardening {
+  readonly memoryLocked: boolean;
+  readonly ioFlusher: boolean;
+  readonly problems: readonly string[];
+}
+
 export interface NativeBinding {
   readonly errorCodes: Readonly<Record<NativeErrorCode, number>>;
   readonly formatVersion: number;
@@ -261,6 +309,43 @@ export interface NativeBinding {
   duplicate(fd: number): number;
   /** sd_notify(3): one datagram to $NOTIFY_SOCKET's path ('@' = abstract). False where it fails. */
   notify(socketPath: string, text: string): boolean;
+
+  // The kernel's nbd client. Every call has a thread of its own: one that the kernel does not answer
+  // holds up neither Node nor the end of the process. Needs CAP_SYS_ADMIN (PERMISSION).
+
+  /** The device's index. BUSY: the index asked for is in use. */
+  nbdConnect(options: NbdConnectOptions): Promise<number>;
+  nbdReconfigure(options: NbdReconfigureOptions): Promise<void>;
+  /** Does not ask who uses the device, nor whose it is: compare /sys/block/nbdN/backend first. */
+  nbdDisconnect(index: number): Promise<void>;
+  nbdStatus(): Promise<NbdDeviceStatus[]>;
+  /**
+   * Calls back with the index of a device whose socket died, or -1: events were lost, look at all
+   * devices. Throws where the kernel has no nbd family. Does not keep the process alive.
+   */
+  watchDeadLinks(onDead: (index: number) => void): { close(): void };
+  /**
+   * A dup (close-on-exec), blocking, TCP_NODELAY, keepalive 5/2/3 and TCP_USER_TIMEOUT=silenceMs on
+   * TCP; large buffers.
+   */
+  prepareKernelSocket(fd: number, silenceMs: number): number;
+  /** shutdown(SHUT_RDWR), also of the kernel's reference; one that is not connected is no error. */
+  shutdownSocket(fd: number): void;
+  closeDescriptor(fd: number): void;
+  /**
+   * open(O_RDONLY|O_DIRECT), read of 4096 bytes at 0, close, on a thread of its own; may never
+   * return if the device hangs.
+   */
+  probeDevice(path: string): Promise<void>;
+  /**
+   * open(O_RDWR|O_EXCL) (BUSY where somebody uses it), fsync, BLKFLSBUF, close; on a thread of its
+   * own. readOnly: O_RDONLY|O_EXCL.
+   */
+  flushUnusedDevice(path: string, readOnly: boolean): Promise<void>;
+  /** mlockall(CURRENT|FUTURE|ONFAULT), PR_SET_IO_FLUSHER; says what could not be had. */
+  hardenProcess(): Hardening;
+  /** sd_notify with a descriptor: FDSTORE=1, FDNAME. False where it fails. */
+  storeDescriptor(socketPath: string, name: string, fd: number): boolean;
 }
 
 const require = createRequire(import.meta.url);
