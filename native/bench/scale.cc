@@ -1,5 +1,6 @@
 // Scale: many snapshots and exceptions on a 16 TiB origin; what opening, listing, looking up,
-// diffing and going on cost, at three sizes, so that the law of growth can be read off.
+// diffing and going on cost, at four sizes, and by which factor each figure grows when exceptions
+// or snapshots become ten times as many.
 //
 // The exceptions are loaded by the store's own transactions and checkpoints without journal records
 // (ZERO entries, so that the disk stays small); the snapshots are made by the real path. The store
@@ -82,7 +83,9 @@ void load(Files& files, uint64_t exceptions, uint64_t snapshots) {
   must(store->checkpoint(true), "checkpoint");
 }
 
-void measure(const std::string& directory, uint64_t exceptions, uint64_t snapshots) {
+using Figures = std::vector<std::pair<const char*, double>>;
+
+Figures measure(const std::string& directory, uint64_t exceptions, uint64_t snapshots) {
   const uint64_t store_bytes =
       (uint64_t{1} << 30) + exceptions * 96 + snapshots * 8192 + (uint64_t{256} << 20);
   Files files(directory, kOriginBytes, round_up(store_bytes, kChunkBytes), kChunkBytes);
@@ -153,26 +156,46 @@ void measure(const std::string& directory, uint64_t exceptions, uint64_t snapsho
   const double check_s = time_of([&] { report = must(volume->check(false, nullptr), "check"); });
   const double close_s = time_of([&] { must(volume->close(), "close"); });
 
-  std::printf(
-      "{\"exceptions\":%llu,\"snapshots\":%llu,\"create_snapshots_s\":%.2f,\"load_s\":%.2f,"
-      "\"open_s\":%.4f,\"open_after_crash_s\":%.4f,\"memory_open_bytes\":%llu,"
-      "\"memory_end_bytes\":%llu,\"list_s\":%.4f,\"listed\":%zu,\"lookup_cold_us\":%.2f,"
-      "\"lookup_warm_us\":%.2f,\"diff_neighbours_s\":%.4f,\"diff_runs\":%llu,\"first_write_us\":%."
-      "1f,"
-      "\"snapshot_ms\":%.2f,\"delete_ms\":%.2f,\"reclaim_20_s\":%.3f,\"close_s\":%.3f,\"check_s\":%"
-      ".2f,"
-      "\"check_clean\":%s,\"index_nodes\":%llu}\n",
-      static_cast<unsigned long long>(exceptions), static_cast<unsigned long long>(snapshots),
-      create_s, load_s, open_s, crash_open_s,
-      static_cast<unsigned long long>(memory_open - std::min(memory_open, memory_before)),
-      static_cast<unsigned long long>(memory_end), list_s, listed, lookup_cold_us, lookup_warm_us,
-      diff_s, static_cast<unsigned long long>(diff_runs), first_us, snapshot_ms, delete_ms,
-      reclaim_s, close_s, check_s, report.clean ? "true" : "false",
-      static_cast<unsigned long long>(report.index_nodes));
-  std::fflush(stdout);
   for (const std::string& problem : report.problems)
     std::fprintf(stderr, "bench: check: %s\n", problem.c_str());
   if (!report.clean) std::exit(1);
+  Figures figures = {
+      {"open_s", open_s},
+      {"open_after_crash_s", crash_open_s},
+      {"memory_of_open_bytes",
+       static_cast<double>(memory_open - std::min(memory_open, memory_before))},
+      {"memory_end_bytes", static_cast<double>(memory_end)},
+      {"list_s", list_s},
+      {"lookup_cold_us", lookup_cold_us},
+      {"lookup_warm_us", lookup_warm_us},
+      {"diff_neighbours_s", diff_s},
+      {"diff_runs", static_cast<double>(diff_runs)},
+      {"first_write_us", first_us},
+      {"snapshot_ms", snapshot_ms},
+      {"delete_ms", delete_ms},
+      {"reclaim_20_s", reclaim_s},
+      {"close_s", close_s},
+      {"check_s", check_s},
+      {"index_nodes", static_cast<double>(report.index_nodes)},
+      {"create_snapshots_s", create_s},
+      {"load_s", load_s},
+  };
+  std::printf("{\"exceptions\":%llu,\"snapshots\":%llu,\"listed\":%zu,\"check_clean\":true",
+              static_cast<unsigned long long>(exceptions),
+              static_cast<unsigned long long>(snapshots), listed);
+  for (const auto& [name, value] : figures) std::printf(",\"%s\":%.8g", name, value);
+  std::printf("}\n");
+  std::fflush(stdout);
+  return figures;
+}
+
+// The factor by which each figure grew from `small` to `large`.
+void print_growth(const char* what, const Figures& small, const Figures& large) {
+  std::printf("{\"growth_with_ten_times_the\":\"%s\"", what);
+  for (size_t i = 0; i < small.size(); i++)
+    if (small[i].second > 0)
+      std::printf(",\"%s\":%.3g", small[i].first, large[i].second / small[i].second);
+  std::printf("}\n");
 }
 
 }  // namespace
@@ -187,11 +210,13 @@ int scale(int argc, char** argv) {
     std::fprintf(stderr, "bench: at least 100 snapshots and 100000 exceptions\n");
     return 2;
   }
-  // Each factor alone, then both.
-  measure(directory, exceptions / 100, snapshots / 10);
-  measure(directory, exceptions / 10, snapshots / 10);
-  measure(directory, exceptions / 10, snapshots);
-  measure(directory, exceptions, snapshots);
+  const Figures first = measure(directory, exceptions / 100, snapshots / 10);
+  const Figures second = measure(directory, exceptions / 10, snapshots / 10);
+  const Figures third = measure(directory, exceptions / 10, snapshots);
+  const Figures last = measure(directory, exceptions, snapshots);
+  print_growth("exceptions", first, second);
+  print_growth("exceptions", third, last);
+  print_growth("snapshots", second, third);
   return 0;
 }
 
