@@ -19,6 +19,8 @@ export type ErrorCode =
   | "ACCESS"
   /** a program that a command needs is missing */
   | "MISSING_TOOL"
+  /** an administrator has disabled the service */
+  | "DISABLED"
   /** a control socket answers for another volume of this name */
   | "BUSY_NAME";
 
