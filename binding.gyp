@@ -33,7 +33,7 @@
       "type": "static_library",
       "cflags": ["-fPIC"],
       "sources": [
-        "<!@(find native/base native/io native/store native/volume native/nbd -name '*.cc' -not -name '*_test.cc' -not -name '*_fuzz.cc' | LC_ALL=C sort)",
+        "<!@(find native/base native/io native/store native/volume native/nbd native/netlink -name '*.cc' -not -name '*_test.cc' -not -name '*_fuzz.cc' | LC_ALL=C sort)",
       ],
     },
     {

@@ -2,14 +2,13 @@
 // system calls that Node lacks and the server needs.
 #include <errno.h>
 #include <fcntl.h>
-#include <string.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 
+#include "addon/netlink_calls.h"
+#include "addon/notify_socket.h"
 #include "addon/plumbing.h"
 #include "addon/store_calls.h"
 #include "addon/volume_object.h"
-#include "io/unique_fd.h"
 #include "store/format.h"
 
 namespace csnap::addon {
@@ -50,29 +49,6 @@ Napi::Value duplicate(const Napi::CallbackInfo& call) {
   return Napi::Number::New(call.Env(), copy);
 }
 
-bool send_notification(std::string path, const std::string& text) {
-  sockaddr_un address = {};
-  address.sun_family = AF_UNIX;
-  if (path.empty() || path.size() > sizeof address.sun_path) return false;
-  if (path[0] == '@') path[0] = '\0';  // abstract
-  memcpy(address.sun_path, path.data(), path.size());
-  const UniqueFd fd(socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
-  if (!fd) return false;
-  const auto length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + path.size());
-  const ssize_t n = sendto(fd.get(), text.data(), text.size(), MSG_NOSIGNAL,
-                           reinterpret_cast<const sockaddr*>(&address), length);
-  return n == static_cast<ssize_t>(text.size());
-}
-
-Napi::Value notify(const Napi::CallbackInfo& call) {
-  if (!call[0].IsString() || !call[1].IsString()) {
-    Napi::TypeError::New(call.Env(), "a path and a text are expected").ThrowAsJavaScriptException();
-    return call.Env().Undefined();
-  }
-  return Napi::Boolean::New(call.Env(), send_notification(call[0].As<Napi::String>().Utf8Value(),
-                                                          call[1].As<Napi::String>().Utf8Value()));
-}
-
 Napi::Object init(Napi::Env env, Napi::Object exports) {
   auto data = std::make_unique<AddonData>();
   data->queue = JsQueue::make(env);
@@ -91,7 +67,9 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   add("openVolume", open_volume_call);
   add("socketPair", socket_pair);
   add("duplicate", duplicate);
-  add("notify", notify);
+  add("notify", notify_call);
+  add("storeDescriptor", store_descriptor_call);
+  add_netlink_calls(env, exports);
   return exports;
 }
 

@@ -1,6 +1,7 @@
 # Builds every fuzz target, OUT/bin/NAME for native/**/NAME_fuzz.cc, from the project's root. Called by
 # scripts/fuzz with OUT, FUZZER (clang or gcc) and CXX. The sanitizers are always on.
-SOURCES := $(shell find native/base native/io native/store native/volume native/nbd native/testing \
+SOURCES := $(shell find native/base native/io native/store native/volume native/nbd native/netlink \
+  native/testing \
   -name '*.cc' -not -name '*_test.cc' -not -name '*_fuzz.cc' -not -name 'fuzz_driver.cc' \
   -not -path native/testing/main.cc)
 TARGETS := $(shell find native -name '*_fuzz.cc')
