@@ -106,8 +106,7 @@ Napi::Value nbd_reconfigure(const Napi::CallbackInfo& call) {
   change.index = device_index(options.number("index"));
   change.backend = options.text("backend");
   change.timeout_seconds = optional_number(options, "timeoutSeconds");
-  change.dead_connection_timeout_seconds =
-      optional_number(options, "deadConnectionTimeoutSeconds");
+  change.dead_connection_timeout_seconds = optional_number(options, "deadConnectionTimeoutSeconds");
   change.size_bytes = optional_number(options, "sizeBytes");
   const Descriptors fds = options.ok() ? duplicate_all(env, options.value("fds")) : nullptr;
   if (!fds) return env.Undefined();
@@ -176,22 +175,21 @@ Napi::Value watch_dead_links(const Napi::CallbackInfo& call) {
   if (!watch->on_dead) return wrong_arguments(env, "a function is expected");
   const std::shared_ptr<JsQueue> queue = addon_data(env).queue;
   // The listener's thread holds the watch weakly: else it could be the one to free it.
-  auto listener = netlink::DeadLinkListener::start([queue, weak = watch->weak_from_this()](
-                                                       int64_t index) {
-    queue->post([weak, index](Napi::Env js) {
-      const std::shared_ptr<DeadLinkWatch> mine = weak.lock();
-      if (mine && mine->on_dead)
-        mine->on_dead->call(js, {Napi::Number::New(js, static_cast<double>(index))});
-    });
-  });
+  auto listener =
+      netlink::DeadLinkListener::start([queue, weak = watch->weak_from_this()](int64_t index) {
+        queue->post([weak, index](Napi::Env js) {
+          const std::shared_ptr<DeadLinkWatch> mine = weak.lock();
+          if (mine && mine->on_dead)
+            mine->on_dead->call(js, {Napi::Number::New(js, static_cast<double>(index))});
+        });
+      });
   if (!listener.ok()) return throw_status(env, listener.status());
   watch->listener = listener.take();
   watch->self = watch;
   napi_add_env_cleanup_hook(env, DeadLinkWatch::at_end, watch.get());
   const Napi::Object handle = Napi::Object::New(env);
-  handle.Set("close", Napi::Function::New(env, [watch](const Napi::CallbackInfo&) {
-               watch->close();
-             }));
+  handle.Set("close",
+             Napi::Function::New(env, [watch](const Napi::CallbackInfo&) { watch->close(); }));
   return handle;
 }
 
@@ -202,8 +200,7 @@ Napi::Value prepare_kernel_socket(const Napi::CallbackInfo& call) {
   int silence_ms = 0;
   if (!small_number(call[0], fd) || !small_number(call[1], silence_ms))
     return wrong_arguments(call.Env(), "a descriptor and milliseconds are expected");
-  Result<UniqueFd> copy =
-      netlink::prepare_kernel_socket(fd, static_cast<uint32_t>(silence_ms));
+  Result<UniqueFd> copy = netlink::prepare_kernel_socket(fd, static_cast<uint32_t>(silence_ms));
   if (!copy.ok()) return throw_status(call.Env(), copy.status());
   return Napi::Number::New(call.Env(), copy.value().release());
 }

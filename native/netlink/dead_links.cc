@@ -34,8 +34,8 @@ Result<std::unique_ptr<DeadLinkListener>> DeadLinkListener::start(OnDead on_dead
   CSNAP_TRY_ASSIGN(const Family family, join_dead_links(socket));
   UniqueFd stop(eventfd(0, EFD_CLOEXEC));
   if (!stop) return Status::from_errno(errno, "an eventfd can't be made");
-  std::unique_ptr<DeadLinkListener> listener(new DeadLinkListener(
-      std::move(socket), std::move(stop), family.id, std::move(on_dead)));
+  std::unique_ptr<DeadLinkListener> listener(
+      new DeadLinkListener(std::move(socket), std::move(stop), family.id, std::move(on_dead)));
   listener->thread_.start("dead-links", [raw = listener.get()] { raw->listen(); });
   return listener;
 }

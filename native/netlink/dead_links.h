@@ -23,7 +23,8 @@ class DeadLinkListener {
   // Called on the listener's thread; must not wait.
   using OnDead = std::function<void(int64_t index)>;
 
-  // Errors as nbd_client's. A listener must be started before the device whose end it shall hear of.
+  // Errors as nbd_client's. A listener must be started before the device whose end it shall hear
+  // of.
   static Result<std::unique_ptr<DeadLinkListener>> start(OnDead on_dead);
   ~DeadLinkListener();
   void stop();

@@ -1,5 +1,6 @@
 // The two accesses to an attached device that may hang with it: the read that proves its way to the
-// server, and the flush before it is detached. Callers: addon/netlink_calls, on threads of their own.
+// server, and the flush before it is detached. Callers: addon/netlink_calls, on threads of their
+// own.
 //
 // Invariants
 //  A1  The access is made by a disposable process that holds nothing of ours: no descriptor, no
@@ -15,8 +16,8 @@
 
 namespace csnap::netlink {
 
-// Reads the first 4096 bytes past the page cache (fewer where the device is smaller). The first open
-// of a device also scans for partitions. NOT_FOUND: no such device, or no medium. IO_ERROR.
+// Reads the first 4096 bytes past the page cache (fewer where the device is smaller). The first
+// open of a device also scans for partitions. NOT_FOUND: no such device, or no medium. IO_ERROR.
 Status probe_device(const std::string& path);
 
 // Writes back what the page cache holds and forgets it. BUSY: somebody uses the device (mounted, in

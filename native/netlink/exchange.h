@@ -2,7 +2,8 @@
 // Callers: nbd_client, dead_links.
 //
 // Invariants
-//  E1  Only datagrams that come from the kernel (port 0) are looked at; any process of this host may
+//  E1  Only datagrams that come from the kernel (port 0) are looked at; any process of this host
+//  may
 //      send to the socket.
 //  E2  An answer is taken only if it carries the request's sequence number.
 //  E3  One request has one verdict; nothing is ever sent twice by itself.

@@ -3,7 +3,8 @@
 //
 // Invariants
 //  P1  What can't be had is said, and is no error: the process goes on as well as it can.
-//  P2  Memory that V8 gives back is never locked: V8 aborts where madvise() refuses, which it does in
+//  P2  Memory that V8 gives back is never locked: V8 aborts where madvise() refuses, which it does
+//  in
 //      locked memory (so no mlockall). What is locked is the program: its files and libraries, C's
 //      heap, the main stack. V8's own heap is kept from the swap by MemorySwapMax=0 of the service.
 #pragma once

@@ -3,7 +3,8 @@
 //
 // Invariants
 //  K1  Blocking: the kernel's sender must wait for a full buffer, not fail.
-//  K2  A vanished host is noticed by the kernel within the silence limit: keepalive where nothing is
+//  K2  A vanished host is noticed by the kernel within the silence limit: keepalive where nothing
+//  is
 //      under way, TCP_USER_TIMEOUT where something is.
 #pragma once
 

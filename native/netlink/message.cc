@@ -15,9 +15,9 @@ constexpr size_t kHeaderBytes = sizeof(nlmsghdr);
 constexpr size_t kGenericBytes = sizeof(genlmsghdr);
 constexpr size_t kAttributeBytes = sizeof(nlattr);
 static_assert(kHeaderBytes == 16 && kGenericBytes == 4 && kAttributeBytes == 4);
-constexpr uint8_t kVersion = 1;     // of the families used here: nlctrl takes any, nbd has 1
-constexpr size_t kTextMax = 200;    // of the kernel's words in a line for a person
-constexpr int kErrnoMax = 4095;     // the kernel's own bound (MAX_ERRNO)
+constexpr uint8_t kVersion = 1;   // of the families used here: nlctrl takes any, nbd has 1
+constexpr size_t kTextMax = 200;  // of the kernel's words in a line for a person
+constexpr int kErrnoMax = 4095;   // the kernel's own bound (MAX_ERRNO)
 
 constexpr size_t padded(size_t length) { return (length + 3) & ~size_t{3}; }
 

@@ -81,8 +81,8 @@ std::optional<GenericMessage> as_generic(const Message& message);
 
 // The kernel's verdict on a request.
 struct Verdict {
-  int error = 0;      // errno, positive; 0: done
-  std::string text;   // the kernel's own words, printable and bounded; mostly empty
+  int error = 0;     // errno, positive; 0: done
+  std::string text;  // the kernel's own words, printable and bounded; mostly empty
 };
 // Of a message of type NLMSG_ERROR; absent where it is too short or its error is no errno.
 std::optional<Verdict> as_verdict(const Message& message);

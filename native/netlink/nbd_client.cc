@@ -35,9 +35,8 @@ Result<Family> ask_family() {
   MessageWriter request = family_request(sequence);
   std::optional<Family> found;
   CSNAP_TRY_ASSIGN(const Verdict verdict,
-                   socket.ask(request.finish(), sequence, [&](const GenericMessage& answer) {
-                     found = as_family(answer);
-                   }));
+                   socket.ask(request.finish(), sequence,
+                              [&](const GenericMessage& answer) { found = as_family(answer); }));
   if (verdict.error == ENOENT) return no_family();
   if (verdict.error != 0)
     return Status::from_errno(verdict.error, "the nbd netlink family can't be looked up");
@@ -185,35 +184,33 @@ Result<uint32_t> connect_device(const ConnectOptions& options, const std::vector
 
 Status reconfigure_device(const ReconfigureOptions& options, const std::vector<int>& fds) {
   CSNAP_TRY(check_reconfigure(options, fds));
-  CSNAP_TRY_ASSIGN(const Verdict verdict,
-                   run_command(
-                       [&](uint16_t family, uint32_t sequence) {
-                         return reconfigure_request(family, sequence, options, fds);
-                       },
-                       [](const GenericMessage&) {}));
+  CSNAP_TRY_ASSIGN(const Verdict verdict, run_command(
+                                              [&](uint16_t family, uint32_t sequence) {
+                                                return reconfigure_request(family, sequence,
+                                                                           options, fds);
+                                              },
+                                              [](const GenericMessage&) {}));
   if (verdict.error != 0) return reconfigure_refused(options, verdict);
   return Status();
 }
 
 Status disconnect_device(uint32_t index) {
-  CSNAP_TRY_ASSIGN(const Verdict verdict,
-                   run_command(
-                       [&](uint16_t family, uint32_t sequence) {
-                         return disconnect_request(family, sequence, index);
-                       },
-                       [](const GenericMessage&) {}));
+  CSNAP_TRY_ASSIGN(const Verdict verdict, run_command(
+                                              [&](uint16_t family, uint32_t sequence) {
+                                                return disconnect_request(family, sequence, index);
+                                              },
+                                              [](const GenericMessage&) {}));
   if (verdict.error != 0) return disconnect_refused(index, verdict);
   return Status();
 }
 
 Result<std::vector<DeviceStatus>> device_status() {
   std::optional<std::vector<DeviceStatus>> devices;
-  CSNAP_TRY_ASSIGN(const Verdict verdict,
-                   run_command(
-                       [&](uint16_t family, uint32_t sequence) {
-                         return status_request(family, sequence);
-                       },
-                       [&](const GenericMessage& answer) { devices = as_devices(answer); }));
+  CSNAP_TRY_ASSIGN(
+      const Verdict verdict,
+      run_command(
+          [&](uint16_t family, uint32_t sequence) { return status_request(family, sequence); },
+          [&](const GenericMessage& answer) { devices = as_devices(answer); }));
   if (verdict.error != 0) return status_refused(verdict);
   if (!devices) return Status(Code::IO_ERROR, "the kernel's list of nbd devices makes no sense");
   return std::move(*devices);

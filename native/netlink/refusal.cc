@@ -17,7 +17,6 @@ std::string sysfs_file(uint32_t index, const char* name) {
 struct Device {
   bool exists = false;
   bool connected = false;  // it has a configuration
-  std::string process;     // that connected it; may have ended
   std::string backend;
 };
 
@@ -25,7 +24,6 @@ Device look_at(uint32_t index) {
   Device device;
   device.exists = access(sysfs_file(index, "size").c_str(), F_OK) == 0;
   device.connected = access(sysfs_file(index, "pid").c_str(), F_OK) == 0;
-  device.process = read_first_line(sysfs_file(index, "pid"));
   device.backend = read_first_line(sysfs_file(index, "backend"));
   return device;
 }
@@ -75,7 +73,6 @@ Status connect_refused(std::optional<uint32_t> index, const Verdict& verdict) {
     const Device device = look_at(*index);
     std::string holder = "it is in use";
     if (!device.backend.empty()) holder += " as attachment " + device.backend;
-    if (!device.process.empty()) holder += ", made by process " + device.process;
     return refused(Code::BUSY, what, verdict,
                    holder + ": detach it, wait for its last user to close it, or take another one");
   }
