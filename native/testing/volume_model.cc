@@ -83,10 +83,12 @@ void VolumeModel::remove(const Uuid& uuid) {
   }
 }
 
-const VolumeModel::Snapshot* VolumeModel::victim() const {
+const VolumeModel::Snapshot* VolumeModel::victim(const Uuid& but_not) const {
   const Snapshot* victim = nullptr;
   for (const Snapshot& snapshot : snapshots_)
-    if (!snapshot.pinned && (!victim || snapshot.priority < victim->priority)) victim = &snapshot;
+    if (!snapshot.pinned && snapshot.uuid != but_not &&
+        (!victim || snapshot.priority < victim->priority))
+      victim = &snapshot;
   return victim;
 }
 

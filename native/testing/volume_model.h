@@ -47,7 +47,7 @@ class VolumeModel {
   void create(const SnapshotInfo& info);
   void remove(const Uuid& uuid);
   // Whom the store-full policy has to take next: null if there is nobody.
-  const Snapshot* victim() const;
+  const Snapshot* victim(const Uuid& but_not = Uuid()) const;
 
   // False once exceptions may exist that the model does not know of.
   bool exact() const { return exact_; }

@@ -26,8 +26,11 @@ void VolumeImpl::flush_round() {
     }
     Status status = store_->failed() ? store_->failure() : origin_.sync();
     if (!status.ok()) fail(status, true);
-    if (store_->failed()) status = store_->failure();
-    for (IoRequest* request : group) finish(*request, status);
+    for (IoRequest* request : group) {
+      // W9: the volume may stop while others of the group are being answered.
+      if (store_->failed()) status = store_->failure();
+      finish(*request, status);
+    }
   }
 }
 
