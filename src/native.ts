@@ -326,23 +326,27 @@ export interface NativeBinding {
   watchDeadLinks(onDead: (index: number) => void): { close(): void };
   /**
    * A dup (close-on-exec), blocking, TCP_NODELAY, keepalive 5/2/3 and TCP_USER_TIMEOUT=silenceMs on
-   * TCP; large buffers.
+   * TCP; large buffers. O_NONBLOCK is shared with `fd`: be done with that one.
    */
   prepareKernelSocket(fd: number, silenceMs: number): number;
   /** shutdown(SHUT_RDWR), also of the kernel's reference; one that is not connected is no error. */
   shutdownSocket(fd: number): void;
   closeDescriptor(fd: number): void;
   /**
-   * open(O_RDONLY|O_DIRECT), read of 4096 bytes at 0, close, on a thread of its own; may never
-   * return if the device hangs.
+   * open(O_RDONLY|O_DIRECT), read of 4096 bytes at 0, close, in a process of its own, so that ours
+   * can end meanwhile; does not return while the device hangs.
    */
   probeDevice(path: string): Promise<void>;
   /**
-   * open(O_RDWR|O_EXCL) (BUSY where somebody uses it), fsync, BLKFLSBUF, close; on a thread of its
+   * open(O_RDWR|O_EXCL) (BUSY where somebody uses it), fsync, BLKFLSBUF, close; in a process of its
    * own. readOnly: O_RDONLY|O_EXCL.
    */
   flushUnusedDevice(path: string, readOnly: boolean): Promise<void>;
-  /** mlockall(CURRENT|FUTURE|ONFAULT), PR_SET_IO_FLUSHER; says what could not be had. */
+  /**
+   * Locks the program and its libraries in memory, and PR_SET_IO_FLUSHER for this thread and those
+   * it starts later; says what could not be had. Not mlockall(): V8 aborts when locked memory
+   * refuses madvise(). Its heap is kept from the swap by the service's MemorySwapMax=0.
+   */
   hardenProcess(): Hardening;
   /** sd_notify with a descriptor: FDSTORE=1, FDNAME. False where it fails. */
   storeDescriptor(socketPath: string, name: string, fd: number): boolean;
