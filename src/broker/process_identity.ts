@@ -1,0 +1,60 @@
+// Which process holds something, so that another one can tell whether it still lives. Called by the
+// local backend, whose processes all run on one kernel.
+//
+// PI1 A process is known by boot id, pid and start time together: a pid alone is used again.
+// PI2 "Gone" is only said of a process of another boot, or one whose pid is free, a zombie's, or
+//     somebody else's by start time. What can't be read is taken to live.
+import { readFileSync } from "node:fs";
+import { readFile } from "node:fs/promises";
+import { hostname } from "node:os";
+
+export interface ProcessIdentity {
+  readonly host: string;
+  readonly boot_id: string;
+  readonly pid: number;
+  /** since boot, in clock ticks; decimal */
+  readonly start_time: string;
+}
+
+let own: ProcessIdentity | undefined;
+
+/** Reads /proc once: it holds no disk that could hang. */
+export function ownIdentity(): ProcessIdentity {
+  own ??= {
+    host: hostname(),
+    boot_id: bootId(),
+    pid: process.pid,
+    start_time: parseStat(readFileSync("/proc/self/stat", "utf8"))?.startTime ?? "",
+  };
+  return own;
+}
+
+function bootId(): string {
+  return readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim();
+}
+
+export function sameProcess(a: ProcessIdentity, b: ProcessIdentity): boolean {
+  return a.boot_id === b.boot_id && a.pid === b.pid && a.start_time === b.start_time;
+}
+
+/** PI2 */
+export async function isAlive(identity: ProcessIdentity): Promise<boolean> {
+  const self = ownIdentity();
+  if (identity.boot_id !== self.boot_id) return false;
+  if (sameProcess(identity, self)) return true;
+  try {
+    const stat = parseStat(await readFile(`/proc/${identity.pid}/stat`, "utf8"));
+    if (!stat) return true;
+    return stat.startTime === identity.start_time && !/[ZXx]/.test(stat.state);
+  } catch (error) {
+    const code = error instanceof Error && "code" in error ? error.code : "";
+    return code !== "ENOENT" && code !== "ESRCH";
+  }
+}
+
+/** Of proc_pid_stat(5): the name in field 2 may hold blanks and parentheses. */
+function parseStat(text: string): { readonly state: string; readonly startTime: string } | undefined {
+  const fields = text.slice(text.lastIndexOf(")") + 2).split(" ");
+  const [state, startTime] = [fields[0], fields[19]];
+  return state === undefined || startTime === undefined ? undefined : { state, startTime };
+}
