@@ -84,6 +84,11 @@ export interface OpenVolumeOptions {
   readonly lookOnly: boolean;
   readonly acceptOrigin: boolean;
   readonly acceptLoss: boolean;
+  /**
+   * granted by the broker, above the store's (else FENCED, and nothing was written); absent: the
+   * store's next one
+   */
+  readonly epoch?: bigint;
   readonly onEvent?: (event: NativeVolumeEvent) => void;
 }
 

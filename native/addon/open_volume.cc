@@ -25,6 +25,7 @@ Result<std::shared_ptr<OpenVolume>> OpenVolume::open(const OpenVolumeOptions& op
   volume.look_only = options.look_only;
   volume.accept_origin = options.accept_origin;
   volume.accept_loss = options.accept_loss;
+  volume.epoch = options.epoch;
   CSNAP_TRY_ASSIGN(const std::string boot_id, read_boot_id());
   if (!Uuid::parse(boot_id, volume.boot_id))
     return Status(Code::IO_ERROR, "the kernel's boot id is no uuid: " + boot_id);

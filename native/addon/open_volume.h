@@ -23,6 +23,7 @@ struct OpenVolumeOptions {
   bool look_only = false;
   bool accept_origin = false;
   bool accept_loss = false;
+  Epoch epoch = 0;  // granted by the broker; 0: the store's next one
 };
 
 class OpenVolume {

@@ -17,6 +17,13 @@ bool path_argument(const Napi::CallbackInfo& call, std::string& out) {
   return false;
 }
 
+bool read_epoch(const Napi::Value& value, Epoch& out) {
+  if (!value.IsBigInt()) return false;
+  bool lossless = false;
+  out = value.As<Napi::BigInt>().Uint64Value(&lossless);
+  return lossless && out != 0;
+}
+
 // Runs what yields a superblock and settles with its summary.
 Napi::Value run_summary(Napi::Env env, const char* name,
                         std::function<Result<SuperblockPtr>()> work) {
@@ -99,6 +106,11 @@ Napi::Value open_volume_call(const Napi::CallbackInfo& call) {
   open.look_only = options.flag("lookOnly");
   open.accept_origin = options.flag("acceptOrigin");
   open.accept_loss = options.flag("acceptLoss");
+  if (options.has("epoch") && !read_epoch(options.value("epoch"), open.epoch)) {
+    Napi::TypeError::New(env, "epoch: a bigint from 1 to 2^64-1 is expected")
+        .ThrowAsJavaScriptException();
+    return env.Undefined();
+  }
   const std::string durability = options.text("durability");
   auto callback = JsCallback::make(options.value("onEvent"));
   if (!options.ok()) return env.Undefined();

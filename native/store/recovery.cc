@@ -40,6 +40,16 @@ Status Recovery::secure_former_term() {
   return sync(*store_.options_.origin);
 }
 
+// F3, W5: a grant older than the store was overtaken between grant and open; nothing is written.
+Status Recovery::check_granted_epoch() {
+  const Epoch granted = store_.options_.epoch;
+  if (granted == 0 || granted > store_.epoch()) return Status();
+  return Status(Code::FENCED, store_.device_.name() + ": epoch " + std::to_string(granted) +
+                                  " was granted, but the store is at epoch " +
+                                  std::to_string(store_.epoch()) +
+                                  ": another server was faster, start again");
+}
+
 Status Recovery::run() {
   const Superblock& sb = store_.superblock_;
   store_.recovery_.was_clean = sb.state & format::kStateClean;
@@ -50,6 +60,7 @@ Status Recovery::run() {
         store_.device_.name() +
             ": a sync failed when this volume was last served, acknowledged writes may be "
             "lost; serve it with --accept-loss to go on with what is there");
+  if (!store_.options_.look_only) CSNAP_TRY(check_granted_epoch());
   MutexLock lock(store_.transaction_);
   CSNAP_TRY(load_state());
   CSNAP_TRY(read_journal());
@@ -291,6 +302,7 @@ Status Recovery::stamp() {
   std::memcpy(&term.salt, random.data(), sizeof term.salt);
   chain.push_back(term);
 
+  if (store.options_.epoch != 0) term.epoch = store.options_.epoch;
   // Only the term changes (V1): the fields that records have changed are replayed again next time.
   Superblock next = store.written_;
   std::memset(next.epochs, 0, sizeof next.epochs);

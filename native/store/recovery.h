@@ -41,6 +41,7 @@ class Recovery {
   Status take_record(const RecordView& record);
   Status take_entries(const RecordView& record, std::vector<Entry>& out);
   Status take_snapshot(const RecordView& record);
+  Status check_granted_epoch();
   Status secure_former_term();
   Status sync(Device& device);
   Status stamp();

@@ -38,6 +38,8 @@ struct StoreOptions {
   Device* origin = nullptr;  // read by recovery only (W1)
   bool look_only = false;
   bool accept_loss = false;
+  // Granted for this term; must be above the store's. 0: the next one, as the lock alone allows.
+  Epoch epoch = 0;
   // The caller found the origin changed and goes on: new durability id, the snapshots so far are
   // suspect, and this writes the new origin into the superblock. Empty otherwise.
   std::function<void(format::Superblock&)> accept_origin;
@@ -67,7 +69,7 @@ class Store final : public MetadataIo {
   // Writes an empty store; see create_store() in volume/volume.h.
   static Status format(Device& device, format::Superblock& superblock);
   // `superblock` as found by load_superblock(). Replays, and unless look_only claims and stamps the
-  // next epoch (F3, W5). Errors: CORRUPT, IO_ERROR, NEEDS_ACCEPT_LOSS.
+  // next epoch (F3, W5). Errors: CORRUPT, IO_ERROR, NEEDS_ACCEPT_LOSS, FENCED.
   static Result<std::unique_ptr<Store>> open(StoreOptions options, SuperblockFound found);
   ~Store() override = default;
 

@@ -330,6 +330,45 @@ TEST_CASE("terms: the durability id changes for an accepted origin, not for a cl
   });
 }
 
+TEST_CASE("terms: a granted epoch is the one stamped; one that was overtaken changes no byte (W5)") {
+  MemoryDevice origin("origin", kOriginBytes), store("store", kStoreBytes);
+  REQUIRE(create(store, 256 * 1024).ok());
+  const auto granted = [&](Epoch epoch) {
+    VolumeOptions options = options_for(origin, store);
+    options.epoch = epoch;
+    return options;
+  };
+  simulate([&] {
+    std::unique_ptr<Volume> volume = open(granted(7));
+    CHECK(volume->info().epoch == 7);
+    fill(*volume, 3, 1);
+    CHECK(volume->create_snapshot("kept", false, 0, {}).ok());
+    fill(*volume, 3, 2);
+    // Killed: its records count under the next term, however far that one's epoch is.
+  });
+  const Bytes before = store.bytes();
+  simulate([&] {
+    for (const Epoch late : {Epoch{1}, Epoch{6}, Epoch{7}}) {
+      const Status refused = Volume::open(granted(late)).take_status();
+      CHECK(refused.code() == Code::FENCED);
+      CHECK(refused.message().find("epoch " + std::to_string(late)) != std::string::npos);
+    }
+  });
+  CHECK(store.bytes() == before);
+  simulate([&] {
+    std::unique_ptr<Volume> volume = open(granted(1000));
+    CHECK(volume->info().epoch == 1000);
+    CHECK(content(*volume, "kept").at(3 * kChunk) == 1);
+    check_clean(*volume);
+    CHECK(volume->close().ok());
+  });
+  simulate([&] {
+    std::unique_ptr<Volume> volume = open(options_for(origin, store));
+    CHECK(volume->info().epoch == 1001);
+    CHECK(volume->close().ok());
+  });
+}
+
 TEST_CASE("terms: a store that was half made is none") {
   SimHost host(1);
   host.add_disk("origin", kOriginBytes);

@@ -208,6 +208,7 @@ Status VolumeImpl::start() {
   store.origin = options_.origin;
   store.look_only = options_.look_only;
   store.accept_loss = options_.accept_loss;
+  store.epoch = options_.epoch;
   if (accepted)
     store.accept_origin = [this](Superblock& next) {
       next.origin_kind = static_cast<uint8_t>(options_.identity.kind);

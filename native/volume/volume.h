@@ -206,13 +206,15 @@ struct VolumeOptions {
   uint32_t drop_decision_ms = 0;
   std::function<uint64_t()> clock_ns;               // Unix time in ns
   std::function<Uuid()> make_uuid;                  // tests pass seeded ones
+  Epoch epoch = 0;             // granted for this term, above the store's; 0: the store's + 1
   std::function<OriginIdentity()> reread_identity;  // at a clean stop: the file's times; optional
 };
 
 class Volume {
  public:
   // Errors: those of read_superblock(), NEEDS_ACCEPT_LOSS, WRONG_ORIGIN, ORIGIN_CHANGED, CORRUPT,
-  // IO_ERROR. Claims the next epoch and stamps it (F3) unless look_only.
+  // IO_ERROR, FENCED (options.epoch is not above the store's; nothing was written). Stamps that
+  // epoch, or the store's next one (F3), unless look_only.
   static Result<std::unique_ptr<Volume>> open(VolumeOptions options);
   virtual ~Volume() = default;  // without close(): as a crash would leave it, threads ended
 
