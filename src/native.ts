@@ -133,12 +133,21 @@ export interface NativeSnapshot {
   readonly estimated: boolean;
 }
 
+/** The read-write hold of an attachment, kept in the store. */
+export interface NativeHold {
+  /** uuid */
+  readonly attachment: string;
+  readonly host: string;
+  readonly sinceNs: bigint;
+}
+
 export interface NativeVolumeInfo extends StoreSummary {
   readonly superblockSequence: bigint;
   readonly durability: Durability;
   readonly onFull: OnFull;
   readonly journalBytes: number;
   readonly generation: bigint;
+  readonly hold: NativeHold | null;
   readonly suspect: boolean;
   readonly failed: boolean;
   readonly failure: string;
@@ -229,6 +238,13 @@ export interface NativeVolume {
   }): Promise<void>;
   /** Answers 'low-water': drop this snapshot, or ('') let the core follow the policy. */
   decideDrop(uuid: string): void;
+  /**
+   * Takes the read-write hold, durably, and resolves to it. One that this attachment has already stays
+   * as it is; BUSY while another has it. `host`: 1 to 63 bytes.
+   */
+  setHold(hold: { readonly attachment: string; readonly host: string }): Promise<NativeHold>;
+  /** Ends the hold of this attachment ('': whosever it is), durably. False: it has none. */
+  clearHold(attachment: string): Promise<boolean>;
   /** Bytes that come free if exactly these snapshots go. */
   freedIfDeleted(uuids: readonly string[]): Promise<number>;
   check(options: {

@@ -149,6 +149,15 @@ Napi::Object store_summary(Napi::Env env, const format::Superblock& superblock) 
       .take();
 }
 
+Napi::Value hold_or_null(Napi::Env env, const HoldInfo& hold) {
+  if (!hold.held()) return env.Null();
+  return Filler(env)
+      .text("attachment", hold.attachment.to_text())
+      .text("host", hold.host)
+      .opaque("sinceNs", hold.since_ns)
+      .take();
+}
+
 Napi::Object volume_info(Napi::Env env, const VolumeInfo& info) {
   return Filler(env)
       .text("volumeName", info.name)
@@ -169,6 +178,7 @@ Napi::Object volume_info(Napi::Env env, const VolumeInfo& info) {
       .text("onFull", on_full_name(info.on_full))
       .count("journalBytes", info.journal_bytes)
       .opaque("generation", info.generation)
+      .value("hold", hold_or_null(env, info.hold))
       .flag("suspect", info.suspect)
       .flag("failed", info.failed)
       .text("failure", info.failure)

@@ -13,6 +13,8 @@
 namespace csnap::addon {
 
 Napi::Object store_summary(Napi::Env env, const format::Superblock& superblock);
+// Null: nobody has it.
+Napi::Value hold_or_null(Napi::Env env, const HoldInfo& hold);
 Napi::Object volume_info(Napi::Env env, const VolumeInfo& info);
 Napi::Object snapshot_object(Napi::Env env, const SnapshotInfo& info);
 Napi::Array snapshot_list(Napi::Env env, const std::vector<SnapshotInfo>& infos);

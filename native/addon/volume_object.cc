@@ -86,6 +86,8 @@ Napi::Function VolumeObject::define(Napi::Env env) {
                          InstanceMethod("updateSnapshot", &VolumeObject::update_snapshot),
                          InstanceMethod("updateSettings", &VolumeObject::update_settings),
                          InstanceMethod("decideDrop", &VolumeObject::decide_drop),
+                         InstanceMethod("setHold", &VolumeObject::set_hold),
+                         InstanceMethod("clearHold", &VolumeObject::clear_hold),
                          InstanceMethod("freedIfDeleted", &VolumeObject::freed_if_deleted),
                          InstanceMethod("check", &VolumeObject::check),
                          InstanceMethod("dump", &VolumeObject::dump),
@@ -262,6 +264,38 @@ Napi::Value VolumeObject::decide_drop(const Call& call) {
     return Status();
   });
   return call.Env().Undefined();
+}
+
+// ---- The hold ----------------------------------------------------------------------------------
+
+Napi::Value VolumeObject::set_hold(const Call& call) {
+  Options options(call[0]);
+  std::string host = options.text("host");
+  Uuid attachment;
+  if (!options.ok() || !parse_uuid(call.Env(), options.value("attachment"), attachment))
+    return call.Env().Undefined();
+  return run_with<HoldInfo>(
+      call.Env(), "csnap-hold", volume_,
+      [attachment, host = std::move(host)](Volume& volume, HoldInfo& out) -> Status {
+        CSNAP_TRY_ASSIGN(out, volume.set_hold(attachment, host));
+        return Status();
+      },
+      hold_or_null);
+}
+
+// '' is whosever hold it is.
+Napi::Value VolumeObject::clear_hold(const Call& call) {
+  Uuid attachment;
+  if (!parse_uuid(call.Env(), call[0], attachment)) return call.Env().Undefined();
+  return run_with<HoldInfo>(
+      call.Env(), "csnap-unhold", volume_,
+      [attachment](Volume& volume, HoldInfo& out) -> Status {
+        CSNAP_TRY_ASSIGN(out, volume.clear_hold(attachment, attachment.is_nil()));
+        return Status();
+      },
+      [](Napi::Env env, const HoldInfo& ended) -> Napi::Value {
+        return Napi::Boolean::New(env, ended.held());
+      });
 }
 
 // ---- Connections -------------------------------------------------------------------------------

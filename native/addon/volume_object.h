@@ -24,6 +24,8 @@ class VolumeObject : public Napi::ObjectWrap<VolumeObject> {
   Napi::Value update_snapshot(const Napi::CallbackInfo& call);
   Napi::Value update_settings(const Napi::CallbackInfo& call);
   Napi::Value decide_drop(const Napi::CallbackInfo& call);
+  Napi::Value set_hold(const Napi::CallbackInfo& call);
+  Napi::Value clear_hold(const Napi::CallbackInfo& call);
   Napi::Value freed_if_deleted(const Napi::CallbackInfo& call);
   Napi::Value check(const Napi::CallbackInfo& call);
   Napi::Value dump(const Napi::CallbackInfo& call);

@@ -131,6 +131,7 @@ void Checker::check_tables() {
       problem(what + " was deleted in the future");
     if (snapshot->live() && snapshot->name.empty()) problem("a live snapshot has no name");
   }
+  if (!sane_hold(sb.hold)) problem("the read-write hold makes no sense");
   if (findings_.entries != sb.exception_count)
     problem("the superblock counts " + std::to_string(sb.exception_count) +
             " exceptions, there are " + std::to_string(findings_.entries));

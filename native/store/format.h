@@ -70,7 +70,7 @@ static_assert(sizeof(IndexKey) == 20);
 
 struct Hold {
   Uuid attachment;  // all zero: none
-  le64 attempt;
+  le64 since_ns;
   char host[64];
 };
 static_assert(sizeof(Hold) == 88);

@@ -257,8 +257,13 @@ Status Recovery::take_record(const RecordView& record) {
       store_.apply_reclaimed(reclaim.pass);
       return Status();
     }
-    case RecordKind::HOLD:
-      return as(sb.hold) ? Status() : bad("has the wrong length");
+    case RecordKind::HOLD: {
+      format::Hold hold;
+      if (!as(hold)) return bad("has the wrong length");
+      if (!sane_hold(hold) || !store_.may_follow(hold)) return bad("holds an impossible hold");
+      sb.hold = hold;
+      return Status();
+    }
     case RecordKind::SETTINGS: {
       format::SettingsRecord settings;
       if (!as(settings)) return bad("has the wrong length");
@@ -297,12 +302,12 @@ Status Recovery::stamp() {
   checkpoint_due_ = chain.size() + 2 >= format::kEpochChainMax;
   EpochTermInfo term;
   term.epoch = store.epoch() + 1;
+  if (store.options_.epoch != 0) term.epoch = store.options_.epoch;
   term.first_sequence = end_.next_sequence;
   const UuidBytes random = store.options_.make_uuid();
   std::memcpy(&term.salt, random.data(), sizeof term.salt);
   chain.push_back(term);
 
-  if (store.options_.epoch != 0) term.epoch = store.options_.epoch;
   // Only the term changes (V1): the fields that records have changed are replayed again next time.
   Superblock next = store.written_;
   std::memset(next.epochs, 0, sizeof next.epochs);

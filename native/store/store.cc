@@ -241,6 +241,19 @@ void Store::apply_reclaimed(uint64_t pass) {
   superblock_.reclaim_cursor = {};
 }
 
+bool Store::may_follow(const format::Hold& hold) const {
+  static const format::Hold kNone{};
+  const auto none = [&](const format::Hold& one) {
+    return std::memcmp(&one, &kNone, sizeof one) == 0;
+  };
+  return none(hold) || none(superblock_.hold);
+}
+
+void Store::apply_hold(const format::Hold& hold) {
+  CSNAP_ASSERT(sane_hold(hold) && may_follow(hold));
+  superblock_.hold = hold;
+}
+
 // ---- Space -------------------------------------------------------------------------------------
 
 Result<BlockNumber> Store::allocate_chunk() {

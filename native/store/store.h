@@ -94,6 +94,10 @@ class Store final : public MetadataIo {
   void apply_snapshot(const Snapshot& snapshot);
   void apply_delete(const UuidBytes& uuid, bool dropped, uint64_t delete_serial);
   void apply_reclaimed(uint64_t pass);
+  void apply_hold(const format::Hold& hold);
+  // Whether this hold may come after the present one: never another attachment's after one that was
+  // not ended.
+  bool may_follow(const format::Hold& hold) const;
 
   // -- space
   // A store chunk for an exception to come, held. Errors: NO_SPACE.

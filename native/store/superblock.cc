@@ -88,6 +88,17 @@ Status write_slot(Device& store, Superblock& superblock, bool* sync_failed = nul
 
 }  // namespace
 
+bool sane_hold(const format::Hold& hold) {
+  static const format::Hold kNone{};
+  const auto is_nil = [](const format::Uuid& uuid) {
+    return std::all_of(std::begin(uuid), std::end(uuid), [](uint8_t byte) { return byte == 0; });
+  };
+  if (is_nil(hold.attachment)) return std::memcmp(&hold, &kNone, sizeof hold) == 0;
+  const size_t length = strnlen(hold.host, sizeof hold.host);
+  return length > 0 && length < sizeof hold.host &&
+         std::all_of(hold.host + length, std::end(hold.host), [](char c) { return c == '\0'; });
+}
+
 Result<SuperblockFound> load_superblock(Device& store) {
   if (store.size_bytes() < format::kJournalOffset + format::kJournalBytesMin)
     return bad(store, Code::NOT_A_STORE, "is too small to be a snapshot store");

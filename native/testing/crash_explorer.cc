@@ -236,6 +236,7 @@ void CrashExplorer::judge_identity(const VolumeInfo& info, const World& world) {
 // Returns what the origin holds.
 Tokens CrashExplorer::judge(Volume& volume, Life& life) {
   judge_snapshots(volume, life);
+  judge_hold(volume, life);
   Tokens origin;
   const std::shared_ptr<View> view = volume.open_origin();
   if (Status status = Workload::read(volume, *view, 0, shape_.origin_sectors, origin); !status.ok())
@@ -270,6 +271,18 @@ bool CrashExplorer::was_dropped_before(const Life& life, const std::string& name
   return std::any_of(listed.value().begin(), listed.value().end(), [&](const SnapshotInfo& info) {
     return info.name == name && info.state == format::SnapshotState::DROPPED;
   });
+}
+
+void CrashExplorer::judge_hold(Volume& volume, const Life& life) {
+  const History& history = life.world.history;
+  const HoldInfo found = volume.hold();
+  const std::string judged = history.judge_hold(found.attachment);
+  if (!judged.empty()) wrong(judged);
+  if (found.held() && (found.host != Workload::host_of(found.attachment) || found.since_ns == 0))
+    wrong("the hold is not as it was taken: host " + found.host);
+  if (history.hold_changing())
+    met(found.attachment == history.hold() ? "hold unchanged by a crash" : "hold changed in a crash");
+  if (found.held()) met("hold judged");
 }
 
 void CrashExplorer::judge_snapshots(Volume& volume, Life& life) {
@@ -331,7 +344,7 @@ void CrashExplorer::work(Volume& volume, Life& life, uint32_t ops) {
 // After a crash was survived: the same volume goes on from what was found.
 void CrashExplorer::live_on(std::unique_ptr<Volume> volume, Life& life, const Tokens& origin) {
   World& world = life.world;
-  world.history.recovered(origin, world.loss());
+  world.history.recovered(origin, volume->hold().attachment, world.loss());
   for (SnapshotNote& note : world.history.snapshots()) {
     // What was under way is decided.
     if (note.dropped || note.failed || note.delete_returned != 0) continue;

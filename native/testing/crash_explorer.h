@@ -96,6 +96,7 @@ class CrashExplorer {
   void judge_identity(const VolumeInfo& info, const World& world);
   Tokens judge(Volume& volume, Life& life);
   void judge_snapshots(Volume& volume, Life& life);
+  void judge_hold(Volume& volume, const Life& life);
   void check(Volume& volume);
   bool was_dropped_before(const Life& life, const std::string& name);
   void live_on(std::unique_ptr<Volume> volume, Life& life, const Tokens& origin);

@@ -107,7 +107,15 @@ void History::content_read(size_t index, Tokens content) {
   promise_count_++;
 }
 
-void History::recovered(const Tokens& origin_now, Loss loss) {
+void History::hold_returned() {
+  hold_ = *hold_wanted_;
+  hold_wanted_.reset();
+  promised("a hold");
+}
+
+void History::recovered(const Tokens& origin_now, const Uuid& hold_now, Loss loss) {
+  hold_ = hold_now;
+  hold_wanted_.reset();
   const Tick then = tick();
   for (Op& op : ops_) op.over = std::min(op.over, then);
   Op found{IoOp::WRITE, 0, sector_count(), tick()};
@@ -191,6 +199,12 @@ std::string History::judge_read(uint64_t first_sector, const Tokens& seen, Tick 
              " returned old or foreign data: " + describe(sector, seen[i]);
   }
   return "";
+}
+
+std::string History::judge_hold(const Uuid& found) const {
+  if (found == hold_ || (hold_wanted_ && found == *hold_wanted_)) return "";
+  return "the hold is of " + found.to_text() + ", it was acknowledged for " + hold_.to_text() +
+         (hold_wanted_ ? ", and one for " + hold_wanted_->to_text() + " was under way" : "");
 }
 
 std::string History::judge_snapshot(const SnapshotNote& note, const Tokens& content) const {

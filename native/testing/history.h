@@ -13,6 +13,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -82,6 +83,13 @@ class History {
   const std::vector<SnapshotNote>& snapshots() const { return snapshots_; }
   std::vector<SnapshotNote>& snapshots() { return snapshots_; }
 
+  // -- the read-write hold; one change at a time. `to` nil: it is being ended.
+  bool hold_changing() const { return hold_wanted_.has_value(); }
+  const Uuid& hold() const { return hold_; }
+  void hold_called(const Uuid& to) { hold_wanted_ = to; }
+  void hold_returned();
+  void hold_refused() { hold_wanted_.reset(); }  // nothing was done
+
   // The volume has said that it stopped (W9): whatever is acknowledged from now on is wrong.
   void stopped() { stopped_ = true; }
   // Empty, or what was.
@@ -91,12 +99,14 @@ class History {
   std::string judge_origin(const Tokens& now, Loss loss) const;
   // A read of the origin that was submitted at `submitted` and has just returned.
   std::string judge_read(uint64_t first_sector, const Tokens& seen, Tick submitted) const;
+  // An acknowledged change is there, one under way is there or is not.
+  std::string judge_hold(const Uuid& found) const;
   // W7, and W6 where the content was read before.
   std::string judge_snapshot(const SnapshotNote& note, const Tokens& content) const;
 
-  // The server is gone and came back with `origin_now`: what was under way is over. `loss` says
-  // whether what is there now is durable (it is, after power loss).
-  void recovered(const Tokens& origin_now, Loss loss);
+  // The server is gone and came back with `origin_now` and `hold_now`: what was under way is over.
+  // `loss` says whether what is there now is durable (it is, after power loss).
+  void recovered(const Tokens& origin_now, const Uuid& hold_now, Loss loss);
 
  private:
   static constexpr Tick kUnderWay = ~Tick{0};
@@ -128,6 +138,8 @@ class History {
   std::vector<Op> ops_;
   std::vector<std::vector<Version>> by_sector_;
   std::vector<SnapshotNote> snapshots_;
+  Uuid hold_;
+  std::optional<Uuid> hold_wanted_;
   Tick now_ = 0;
   Tick flushed_before_ = 0;  // acknowledged before this: durable (W3)
   uint64_t promise_count_ = 0;

@@ -45,8 +45,10 @@ void Workload::step(Rng& rng) {
     write(rng, IoOp::WRITE_ZEROES);
   else if (draw < 64)
     write(rng, IoOp::TRIM);
-  else if (draw < 73)
+  else if (draw < 71)
     flush();
+  else if (draw < 73)
+    hold(rng);
   else if (draw < 78)
     read_origin(rng);
   else if (draw < 84)
@@ -257,6 +259,41 @@ void Workload::change(Rng& rng) {
   Result<SnapshotInfo> changed = volume_.update_snapshot(uuid, changes);
   if (!changed.ok() && changed.status().code() != Code::NOT_FOUND)
     judge_error(changed.status(), "update");
+}
+
+std::string Workload::host_of(const Uuid& attachment) {
+  return "host" + std::to_string(attachment.bytes[0]);
+}
+
+// Takes the hold, gives it back, or tries what must not succeed.
+void Workload::hold(Rng& rng) {
+  if (history_.hold_changing()) return;
+  const Uuid now = history_.hold();
+  Uuid other;
+  do {
+    other.bytes[0] = static_cast<uint8_t>(rng.between(1, 4));
+  } while (other == now);
+  if (!now.is_nil() && rng.one_in(3)) {
+    history_.hold_called(now);
+    const bool take = rng.coin();
+    const Result<HoldInfo> done =
+        take ? volume_.set_hold(other, host_of(other)) : volume_.clear_hold(other, false);
+    if (take ? done.ok() : done.ok() && done.value().held()) wrong_("a foreign hold was changed");
+    history_.hold_refused();
+    if (!done.ok() && done.status().code() != Code::BUSY) judge_error(done.status(), "hold");
+    return;
+  }
+  const Uuid to = now.is_nil() ? other : Uuid();
+  history_.hold_called(to);
+  const Result<HoldInfo> done =
+      now.is_nil() ? volume_.set_hold(to, host_of(to)) : volume_.clear_hold(now, rng.coin());
+  if (done.ok()) {
+    if (!(done.value().attachment == (now.is_nil() ? to : now))) wrong_("a change of another hold");
+    return history_.hold_returned();
+  }
+  // Otherwise the volume has failed, and the record may be there or not.
+  if (done.status().code() == Code::NO_SPACE) history_.hold_refused();
+  judge_error(done.status(), "hold");
 }
 
 }  // namespace csnap

@@ -1,5 +1,5 @@
 // Several clients at once on one volume, under SimScheduler: random writes, zeroes, trims, flushes,
-// reads, snapshots, deletions and checkpoints, all written down in a History and judged at once.
+// reads, snapshots, deletions, holds and checkpoints, all written down in a History and judged at once.
 // Callers: crash_explorer.h, fault tests.
 //
 // Invariants
@@ -38,6 +38,8 @@ class Workload {
   // One whole look at a snapshot. Null: it is gone, or could not be read.
   static std::shared_ptr<Tokens> read_snapshot(Volume& volume, const Uuid& uuid, uint64_t sectors,
                                                Status& status);
+  // The host that takes a hold for this attachment.
+  static std::string host_of(const Uuid& attachment);
   static Status read(Volume& volume, View& view, uint64_t first_sector, uint64_t count,
                      Tokens& out);
 
@@ -51,6 +53,7 @@ class Workload {
   void create(Rng& rng);
   void remove(Rng& rng);
   void change(Rng& rng);
+  void hold(Rng& rng);
   Status perform(Rng& rng, IoRequest& request, const std::function<void(const Status&)>& replied);
   // Whether an error is one that the options allow.
   void judge_error(const Status& status, const std::string& what);

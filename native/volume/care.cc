@@ -184,6 +184,12 @@ Status VolumeImpl::dump(const std::function<bool(const std::string&)>& line) {
                          .big("epoch", sb.epochs[i].epoch)
                          .big("first_sequence", sb.epochs[i].first_sequence)
                          .done());
+    if (const HoldInfo held = hold_info(); held.held())
+      head.push_back(Line("hold")
+                         .text("attachment", held.attachment.to_text())
+                         .text("host", held.host)
+                         .big("since_ns", held.since_ns)
+                         .done());
     for (const Snapshot* snapshot : store_->snapshots().all())
       head.push_back(snapshot_line(*snapshot));
     for (const auto& [holders, count] : store_->counters().buckets())

@@ -111,6 +111,10 @@ class FaultRun {
       if (stopped) look_at_stopped(*volume);
     });
     if (!outcome.ok()) failure = outcome.report;
+    // The volume's threads may meet the fault after the last look, while it ends.
+    hit = host_.disk(fault_.disk).faults().hit_count() > 0;
+    sync_failed = host_.disk(0).sync_failed() || host_.disk(1).sync_failed();
+    if (failure.empty() && sync_failed && !stopped) failure = "a sync failed in silence (W9)";
     if (!failure.empty() || !hit) return;
     Rng images(rng_.next());
     // The mark is in the page cache at least; on the medium if the store can still be synced.
@@ -204,7 +208,7 @@ class FaultRun {
     Tokens origin;
     const std::shared_ptr<View> view = volume.open_origin();
     if (!Workload::read(volume, *view, 0, kSectors, origin).ok()) wrong("read of the origin");
-    history.recovered(origin, loss);
+    history.recovered(origin, volume.hold().attachment, loss);
     std::map<std::string, SnapshotInfo> live;
     for (const SnapshotInfo& info : volume.list_snapshots().take())
       if (info.state == format::SnapshotState::LIVE) live[info.name] = info;
@@ -233,6 +237,8 @@ class FaultRun {
     if (!Workload::read(volume, *view, 0, kSectors, origin).ok()) wrong("read of the origin");
     const std::string judged = history.judge_origin(origin, loss);
     if (!judged.empty()) wrong(judged);
+    const std::string hold = history.judge_hold(volume.hold().attachment);
+    if (!hold.empty()) wrong(hold);
     std::map<std::string, SnapshotInfo> live;
     Result<std::vector<SnapshotInfo>> listed = volume.list_snapshots();
     if (!listed.ok()) wrong("list");

@@ -473,6 +473,7 @@ void VolumeImpl::fill_info(VolumeInfo& info) {
     info.origin_identity = field_text(sb.origin_identity);
     info.created_ns = sb.created_ns;
     info.generation = sb.generation;
+    info.hold = hold_info();
     info.sync_failed = sb.state & format::kStateSyncFailed;
     info.suspect = sb.suspect_serial > 0;
     info.reclaim_active = store_->snapshots().deleted_count() > 0;

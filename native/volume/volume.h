@@ -102,6 +102,14 @@ struct SnapshotInfo {
   bool estimated = false;  // beyond the exact counters' bound
 };
 
+// The read-write hold of an attachment (design section 3). Nil attachment: nobody has it.
+struct HoldInfo {
+  Uuid attachment;
+  std::string host;
+  uint64_t since_ns = 0;  // Unix time
+  bool held() const { return !attachment.is_nil(); }
+};
+
 struct VolumeInfo {
   std::string name;
   Uuid volume_uuid, store_uuid, durability_id;
@@ -113,6 +121,7 @@ struct VolumeInfo {
   std::string origin_path, origin_identity;
   uint64_t created_ns = 0;
   Generation generation = 0;
+  HoldInfo hold;
   bool clean = false;  // how the store was found: closed in order
   bool sync_failed = false;
   bool suspect = false;
@@ -197,6 +206,7 @@ struct VolumeOptions {
   bool look_only = false;      // replay in RAM, write nothing, start no threads
   bool accept_origin = false;  // WRONG_ORIGIN and ORIGIN_CHANGED: go on; new durability id
   bool accept_loss = false;    // NEEDS_ACCEPT_LOSS: go on; new durability id
+  Epoch epoch = 0;             // granted for this term, above the store's; 0: the store's + 1
   Uuid boot_id;                // of this boot of this host
   uint32_t io_threads = 4;
   uint32_t group_chunks_max = 128;  // of one commit
@@ -206,7 +216,6 @@ struct VolumeOptions {
   uint32_t drop_decision_ms = 0;
   std::function<uint64_t()> clock_ns;               // Unix time in ns
   std::function<Uuid()> make_uuid;                  // tests pass seeded ones
-  Epoch epoch = 0;             // granted for this term, above the store's; 0: the store's + 1
   std::function<OriginIdentity()> reread_identity;  // at a clean stop: the file's times; optional
 };
 
@@ -257,6 +266,16 @@ class Volume {
     int64_t staged_limit_bytes = -1, cache_limit_bytes = -1, reclaim_rate_bytes = -1;
   };
   virtual Status update_settings(const Settings& settings) = 0;
+  // -- the read-write hold
+  // Durable when it returns; the hold as it then is. A hold that the attachment has already stays as
+  // it is. BUSY while another attachment has it; INVALID_ARGUMENT: no attachment, or a host that has
+  // not 1 to 63 bytes.
+  virtual Result<HoldInfo> set_hold(const Uuid& attachment, const std::string& host) = 0;
+  // Ends the attachment's hold, or with `force` whosever it is; the one that was ended, durably.
+  // Held by nobody, or by another attachment: nothing happens, and the answer is not held().
+  virtual Result<HoldInfo> clear_hold(const Uuid& attachment, bool force) = 0;
+  virtual HoldInfo hold() = 0;
+
   // Answers LOW_WATER: drop this snapshot now, or (nil) follow the policy now.
   virtual void decide_drop(const Uuid& uuid) = 0;
 

@@ -7,6 +7,7 @@
 //   snapshot_read.cc   reads of a snapshot
 //   snapshots.cc       create, delete, list, properties, diff
 //   reclaimer.cc       frees what no snapshot holds; the store-full policy
+//   hold.cc            the read-write hold of an attachment
 //   care.cc            check, dump
 //
 // Locks, in the order they may be taken: snapshot_mutex_, the store's transaction lock, then any of
@@ -52,6 +53,9 @@ class VolumeImpl final : public Volume {
   Result<SnapshotInfo> update_snapshot(const Uuid& uuid, const SnapshotChanges& changes) override;
   Result<std::vector<SnapshotInfo>> list_snapshots() override;
   Status update_settings(const Settings& settings) override;
+  Result<HoldInfo> set_hold(const Uuid& attachment, const std::string& host) override;
+  Result<HoldInfo> clear_hold(const Uuid& attachment, bool force) override;
+  HoldInfo hold() override;
   void decide_drop(const Uuid& uuid) override;
   Result<uint64_t> freed_if_deleted(const std::vector<Uuid>& uuids) override;
   Status diff(const Uuid& a, const Uuid& b,
@@ -129,6 +133,10 @@ class VolumeImpl final : public Volume {
   Status complete_snapshot(const Snapshot& snapshot);
   Status remove_snapshot(const UuidBytes* uuid, bool dropped);
   void refresh_newest_live();
+
+  // -- hold.cc
+  HoldInfo hold_info();  // under the transaction lock
+  Status write_hold(Store::Transaction& transaction, const format::Hold& hold);
 
   // -- reclaimer.cc
   void reclaim_loop();
