@@ -191,8 +191,22 @@ export async function detach(index, ...links) {
 }
 
 export const dd = (...words) => execFileSync("dd", [...words, "bs=4096", "status=none"]);
-export const openDescriptors = () => readdirSync("/proc/self/fd").length;
-export const childrenOf = (pid) => readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").trim();
+/** What this process holds: open descriptors, threads, and children of any of them. */
+export function inventory() {
+  const threads = readdirSync("/proc/self/task");
+  const children = threads.map((id) => {
+    try {
+      return readFileSync(`/proc/self/task/${id}/children`, "utf8").trim();
+    } catch {
+      return ""; // ended meanwhile
+    }
+  });
+  return {
+    descriptors: readdirSync("/proc/self/fd").length,
+    children: children.filter((each) => each !== "").join(" "),
+    threads: threads.length,
+  };
+}
 
 /** Code in a process of its own that has the addon as `native`, and `connect` as what a connect takes. */
 export function elsewhere(code, spawnOptions = {}) {
