@@ -270,6 +270,24 @@ await test("shutting our copy down cuts the link; reconnected, nothing was lost"
   await waiting;
 });
 
+await test("past its dead connection's timeout new requests fail, those under way wait for a socket", async () => {
+  await native.nbdReconfigure({ index, backend: OWNER, deadConnectionTimeoutSeconds: 1 });
+  server.kill("SIGSTOP");
+  let answered = false;
+  const underWay = native.probeDevice(device(index)).then(() => (answered = true));
+  while (!/^\s*1\b/.test(sysfs(index, "inflight"))) await setImmediate();
+  deaths.forget();
+  native.shutdownSocket(link.fd);
+  assert.equal(await deaths.next(), index);
+  native.closeDescriptor(link.fd);
+  await refused(native.probeDevice(device(index)), "IO_ERROR", /nbd0 can't be read: Input\/output error/);
+  assert.equal(answered, false);
+  server.kill("SIGCONT");
+  link = await dial();
+  await native.nbdReconfigure({ index, backend: OWNER, fds: [link.fd], deadConnectionTimeoutSeconds: 3600 });
+  await underWay;
+});
+
 await test("a device that hangs holds up neither other calls nor the end of a process", async () => {
   server.kill("SIGSTOP");
   const hanging = native.probeDevice(device(index));
