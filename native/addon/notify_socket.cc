@@ -48,9 +48,9 @@ Napi::Value wrong_arguments(Napi::Env env, const char* wanted) {
 Napi::Value notify_call(const Napi::CallbackInfo& call) {
   if (!call[0].IsString() || !call[1].IsString())
     return wrong_arguments(call.Env(), "a path and a text are expected");
-  return Napi::Boolean::New(call.Env(), send_notification(call[0].As<Napi::String>().Utf8Value(),
-                                                          call[1].As<Napi::String>().Utf8Value(),
-                                                          -1));
+  return Napi::Boolean::New(call.Env(),
+                            send_notification(call[0].As<Napi::String>().Utf8Value(),
+                                              call[1].As<Napi::String>().Utf8Value(), -1));
 }
 
 Napi::Value store_descriptor_call(const Napi::CallbackInfo& call) {
@@ -61,9 +61,8 @@ Napi::Value store_descriptor_call(const Napi::CallbackInfo& call) {
   // A line break would begin another assignment.
   if (fd < 0 || name.find_first_of("\n:") != std::string::npos)
     return Napi::Boolean::New(call.Env(), false);
-  return Napi::Boolean::New(call.Env(),
-                            send_notification(call[0].As<Napi::String>().Utf8Value(),
-                                              "FDSTORE=1\nFDNAME=" + name, fd));
+  return Napi::Boolean::New(call.Env(), send_notification(call[0].As<Napi::String>().Utf8Value(),
+                                                          "FDSTORE=1\nFDNAME=" + name, fd));
 }
 
 }  // namespace csnap::addon
