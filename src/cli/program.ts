@@ -7,6 +7,7 @@ import { version } from "../volume/version.js";
 import { registerCheck } from "./commands/check.js";
 import { registerDelete } from "./commands/delete.js";
 import { registerDemo } from "./commands/demo.js";
+import { registerDetach } from "./commands/detach.js";
 import { registerDump } from "./commands/dump.js";
 import { registerEvents } from "./commands/events.js";
 import { registerGet } from "./commands/get.js";
@@ -44,6 +45,7 @@ export function buildProgram(): Command {
   registerGet(program);
   registerSet(program);
   registerStatus(program);
+  registerDetach(program);
   registerEvents(program);
   registerCheck(program);
   registerDump(program);

@@ -7,6 +7,9 @@
 //     PATCH  /v1/snapshots/ID               SnapshotChanges -> SnapshotRecord
 //     DELETE /v1/snapshots/ID               DeleteResult
 //     POST   /v1/snapshots/delete           {snapshots: ID[], dry_run} -> DeleteResult
+//     DELETE /v1/hold?attachment=UUID       {ended: HoldRecord | null}: ends that attachment's hold
+//     DELETE /v1/hold?force=1               the same, whosever the hold is (&attachment=UUID: only if it is
+//                                           that one's), and the attachment is refused from then on
 //     PATCH  /v1/properties                 PropertyChanges -> VolumeRecord
 //     GET    /v1/events                     server-sent events, one EventRecord each
 //     POST   /v1/check                      {data} -> JSON lines: {progress}, then {report} or {error}
@@ -18,8 +21,14 @@
 // A2 Unknown keys are refused, so that a misspelt one is never silently ignored.
 import type { ErrorCode } from "../volume/errors.js";
 import { CsnapError } from "../volume/errors.js";
+import type { HoldRecord } from "../volume/model.js";
 import { checkLabel, checkPriority, checkSnapshotName } from "../volume/names.js";
-import type { CreateSnapshotRequest, PropertyChanges, SnapshotChanges } from "../volume/operations.js";
+import type {
+  CreateSnapshotRequest,
+  EndHoldRequest,
+  PropertyChanges,
+  SnapshotChanges,
+} from "../volume/operations.js";
 
 export const requestLimitBytes = 64 * 1024;
 
@@ -149,6 +158,26 @@ export function parseDelete(body: unknown): { readonly ids: string[]; readonly d
     ids: ids.map((id) => text(id, "snapshots")),
     dryRun: value.dry_run === undefined ? false : flag(value.dry_run, "dry_run"),
   };
+}
+
+const uuidPattern = /^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
+
+/** Of DELETE /v1/hold. */
+export function parseEndHold(query: URLSearchParams): EndHoldRequest {
+  for (const key of query.keys()) {
+    if (key !== "attachment" && key !== "force")
+      throw bad(`unknown key '${key}': allowed are attachment, force`);
+  }
+  const attachment = query.get("attachment");
+  const force = query.get("force");
+  if (force !== null && force !== "1") throw bad("'force' must be 1");
+  if (attachment === null && force === null) throw bad("give attachment=UUID, force=1 or both");
+  if (attachment !== null && !uuidPattern.test(attachment)) throw bad("'attachment' must be a uuid");
+  return { force: force !== null, ...(attachment !== null && { attachment }) };
+}
+
+export interface EndHoldAnswer {
+  readonly ended: HoldRecord | null;
 }
 
 export function parseCheck(body: unknown): { readonly data: boolean } {

@@ -7,16 +7,17 @@ import { createInterface } from "node:readline";
 import type { Writable } from "node:stream";
 import { finished } from "node:stream/promises";
 import { CsnapError, type ErrorCode } from "../volume/errors.js";
-import type { CheckRecord, SnapshotRecord, VolumeRecord } from "../volume/model.js";
+import type { CheckRecord, HoldRecord, SnapshotRecord, VolumeRecord } from "../volume/model.js";
 import type {
   CheckRequest,
   CreateSnapshotRequest,
   DeleteResult,
+  EndHoldRequest,
   PropertyChanges,
   SnapshotChanges,
   VolumeOperations,
 } from "../volume/operations.js";
-import type { CheckLine, ErrorBody } from "./api.js";
+import type { CheckLine, EndHoldAnswer, ErrorBody } from "./api.js";
 import type { EventRecord } from "./events.js";
 
 /** A server that lives answers a status in milliseconds; one that hangs must not hang every command. */
@@ -62,6 +63,11 @@ export class ControlClient implements VolumeOperations {
 
   updateProperties(changes: PropertyChanges): Promise<VolumeRecord> {
     return this.call<VolumeRecord>("PATCH", "/v1/properties", changes);
+  }
+
+  async endHold({ attachment, force }: EndHoldRequest): Promise<HoldRecord | null> {
+    const query = new URLSearchParams({ ...(attachment && { attachment }), ...(force && { force: "1" }) });
+    return (await this.call<EndHoldAnswer>("DELETE", `/v1/hold?${query}`)).ended;
   }
 
   async check({ data, onProgress }: CheckRequest): Promise<CheckRecord> {

@@ -12,7 +12,9 @@ export type EventKind =
   | "server-ready"
   | "server-stopping"
   | "client-connected"
-  | "client-closed";
+  | "client-closed"
+  | "hold-taken"
+  | "hold-ended";
 
 export interface EventRecord {
   readonly id: number;

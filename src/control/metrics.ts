@@ -82,6 +82,7 @@ export function renderMetrics(record: VolumeRecord): string {
       snapshots.deleting,
     ),
     gauge("csnap_exceptions", "Exceptions in the index.", snapshots.exceptions),
+    gauge("csnap_held", "Whether an attachment holds the origin read-write.", record.hold ? 1 : 0),
     gauge("csnap_clients", "NBD connections in transmission.", server?.clients.length ?? 0),
     ...(Object.keys(counterHelp) as CounterName[]).map(
       (name): Family => ({

@@ -7,6 +7,7 @@ import {
   parseCheck,
   parseCreateSnapshot,
   parseDelete,
+  parseEndHold,
   parsePropertyChanges,
   parseSnapshotChanges,
 } from "./api.js";
@@ -66,6 +67,13 @@ function routesOf(operations: Operations): Route[] {
       path: "v1/properties",
       methods: {
         PATCH: async (x) => sendJson(x, 200, await operations.updateProperties(parsePropertyChanges(x.body))),
+      },
+    },
+    {
+      path: "v1/hold",
+      methods: {
+        DELETE: async (x) =>
+          sendJson(x, 200, { ended: await operations.endHold(parseEndHold(x.url.searchParams)) }),
       },
     },
     { path: "v1/check", methods: { POST: (x) => streamCheck(operations, x) } },

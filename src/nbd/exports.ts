@@ -27,10 +27,12 @@ export interface ClientInfo {
   readonly identity?: Identity | undefined;
 }
 
-/** The agent's half of an export name, `EXPORT?attachment=UUID.TRY`. */
+/** The agent's half of an export name, `EXPORT?attachment=UUID.TRY`, or `…&ro` for reading only. */
 export interface Attachment {
   readonly uuid: string;
   readonly attempt: number;
+  /** Asks for no hold; the connection can't write. */
+  readonly readOnly: boolean;
 }
 
 export interface ExportInfo {
@@ -107,7 +109,7 @@ export function transmissionFlags(info: ExportInfo, structuredReplies: boolean):
   return structuredReplies ? flags | f.SEND_DF : flags;
 }
 
-const ATTACHMENT = /^attachment=([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\.(0|[1-9][0-9]{0,15})$/;
+const ATTACHMENT = /^attachment=([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\.(0|[1-9][0-9]{0,15})(&ro)?$/;
 
 /** Splits an asked name; undefined if what follows the `?` is not an attachment. */
 export function parseExportName(asked: string): { name: string; attachment?: Attachment } | undefined {
@@ -116,5 +118,8 @@ export function parseExportName(asked: string): { name: string; attachment?: Att
   const match = ATTACHMENT.exec(asked.slice(mark + 1));
   const attempt = Number(match?.[2]);
   if (match?.[1] === undefined || !Number.isSafeInteger(attempt)) return undefined;
-  return { name: asked.slice(0, mark), attachment: { uuid: match[1], attempt } };
+  return {
+    name: asked.slice(0, mark),
+    attachment: { uuid: match[1], attempt, readOnly: match[3] !== undefined },
+  };
 }

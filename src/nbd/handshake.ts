@@ -369,7 +369,7 @@ export class Handshake {
     purpose: ExportRequest["purpose"],
   ): { request: ExportRequest; info: ExportInfo } | Refusal {
     const parsed = parseExportName(asked);
-    if (parsed === undefined) return invalid(`'${asked}' is not EXPORT or EXPORT?attachment=UUID.TRY`);
+    if (parsed === undefined) return invalid(`'${asked}' is not EXPORT or EXPORT?attachment=UUID.TRY[&ro]`);
     const request: ExportRequest = { ...parsed, client: this.#client, purpose };
     const info = this.#options.directory.resolve(request);
     return "refused" in info ? info : { request, info };

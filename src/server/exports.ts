@@ -2,7 +2,8 @@
 //
 // X1 Answers come from memory (the handshake must not wait). What a command changed is in here before
 //    the command's caller hears that it is done.
-// X2 A snapshot that was deleted or dropped vanishes at once; connections that have it open get errors
+// X2 What a client is offered of an export (a hold, an older TRY) is decided by `offer`, at once.
+// X3 A snapshot that was deleted or dropped vanishes at once; connections that have it open get errors
 //    from the core, never other data.
 
 import type { NativeVolume } from "../native.js";
@@ -26,6 +27,9 @@ export function isVolumeExport(info: ExportInfo): info is VolumeExport {
   return "snapshotUuid" in info;
 }
 
+/** What this client gets of the export, without any effect; see Clients.offer. */
+export type Offer = (info: VolumeExport, request: ExportRequest) => VolumeExport | Refusal;
+
 export class VolumeExports implements ExportDirectory {
   private readonly origin: VolumeExport;
   private readonly common: Pick<
@@ -37,6 +41,7 @@ export class VolumeExports implements ExportDirectory {
   constructor(
     private readonly volume: string,
     private readonly native: NativeVolume,
+    private readonly offer: Offer,
   ) {
     const info = native.info();
     const { volumeUuid: uuid, durabilityId, epoch } = info;
@@ -72,7 +77,7 @@ export class VolumeExports implements ExportDirectory {
     this.byName = found;
   }
 
-  /** X2 */
+  /** X3 */
   remove(uuid: string): void {
     for (const [name, info] of this.byName) if (info.snapshotUuid === uuid) this.byName.delete(name);
   }
@@ -81,8 +86,9 @@ export class VolumeExports implements ExportDirectory {
     return [this.origin, ...this.byName.values()];
   }
 
-  resolve({ name }: ExportRequest): VolumeExport | Refusal {
-    if (name === "" || name === this.volume) return this.origin;
-    return this.byName.get(name) ?? unknownExport(name);
+  resolve(request: ExportRequest): VolumeExport | Refusal {
+    const { name } = request;
+    const found = name === "" || name === this.volume ? this.origin : this.byName.get(name);
+    return found ? this.offer(found, request) : unknownExport(name);
   }
 }

@@ -20,6 +20,7 @@ import { checkSocketPath, controlSocketPath } from "../volume/paths.js";
 import { version } from "../volume/version.js";
 import { Clients } from "./clients.js";
 import { VolumeExports } from "./exports.js";
+import { Holds } from "./holds.js";
 import { ServiceNotifier } from "./notify.js";
 import type { ServePlan } from "./options.js";
 import { StoreGuard } from "./store_guard.js";
@@ -120,8 +121,19 @@ class VolumeServer {
   ) {
     const { native, definition, plan, log } = request;
     this.hub = new EventHub(definition.name);
-    this.exports = new VolumeExports(definition.name, volume);
-    this.clients = new Clients(volume);
+    const holds = new Holds({
+      volume: definition.name,
+      native: volume,
+      otherWriter: (attachment) => this.clients.writerBeside(attachment),
+      emit: (kind, message) => {
+        this.hub.emit({ kind, message });
+        log(`${kind}: ${message}`);
+      },
+    });
+    this.clients = new Clients(volume, holds);
+    this.exports = new VolumeExports(definition.name, volume, (info, asked) =>
+      this.clients.offer(info, asked),
+    );
     this.guard = new StoreGuard(volume, log);
     this.notifier = new ServiceNotifier(native, process.env, process.pid);
     this.operations = new DirectOperations(native, volume, {
@@ -130,6 +142,8 @@ class VolumeServer {
       storePath: definition.store,
       server: () => this.record(),
       snapshotsChanged: () => this.exports.refresh(),
+      hold: () => holds.current,
+      endHold: (which) => this.clients.endHold(which),
     });
     this.control = new ControlServer({
       socketPath: controlPath,
@@ -220,7 +234,7 @@ class VolumeServer {
 
   /** SV3; a second signal, or the limit, cuts. */
   private async drain(): Promise<void> {
-    const cut = () => this.clients.closeAll();
+    const cut = () => void this.clients.closeAll();
     process.on("SIGTERM", cut).on("SIGINT", cut);
     const timer = setTimeout(() => {
       this.request.log(
@@ -249,7 +263,7 @@ class VolumeServer {
 
   /** Everything but the volume, at once. */
   async abandon(): Promise<void> {
-    this.clients.closeAll();
+    void this.clients.closeAll();
     await this.nbd.close();
     await this.endServices();
     this.notifier.end();

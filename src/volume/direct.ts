@@ -7,14 +7,23 @@ import { closeSync } from "node:fs";
 import { Socket } from "node:net";
 import type { Writable } from "node:stream";
 import { finished } from "node:stream/promises";
-import type { NativeBinding, NativeSnapshot, NativeVolume } from "../native.js";
+import type { NativeBinding, NativeHold, NativeSnapshot, NativeVolume } from "../native.js";
 import { CsnapError } from "./errors.js";
 import type { ServerRecord, VolumeRecord } from "./model.js";
-import { type CheckRecord, checkRecord, type SnapshotRecord, snapshotRecord, volumeRecord } from "./model.js";
+import {
+  type CheckRecord,
+  checkRecord,
+  type HoldRecord,
+  holdRecord,
+  type SnapshotRecord,
+  snapshotRecord,
+  volumeRecord,
+} from "./model.js";
 import type {
   CheckRequest,
   CreateSnapshotRequest,
   DeleteResult,
+  EndHoldRequest,
   PropertyChanges,
   SnapshotChanges,
   VolumeOperations,
@@ -28,6 +37,10 @@ export interface DirectContext {
   readonly server?: () => ServerRecord;
   /** Called and awaited after snapshots came or went, before the caller hears of it. */
   readonly snapshotsChanged?: () => Promise<void>;
+  /** The hold as the server knows it; the core's own figure may be a moment old. */
+  readonly hold?: () => NativeHold | null;
+  /** How a server ends a hold: it has connections to close first. See VolumeOperations.endHold. */
+  readonly endHold?: (which: EndHoldRequest) => Promise<NativeHold | null>;
 }
 
 export class DirectOperations implements VolumeOperations {
@@ -48,7 +61,9 @@ export class DirectOperations implements VolumeOperations {
       served: server !== undefined,
       server: server?.() ?? null,
     };
-    return volumeRecord(context, this.native.info());
+    const info = this.native.info();
+    const { hold = () => info.hold } = this.context;
+    return volumeRecord(context, { ...info, hold: hold() });
   }
 
   async snapshots(): Promise<SnapshotRecord[]> {
@@ -93,6 +108,12 @@ export class DirectOperations implements VolumeOperations {
       ...(changes.reclaim_rate !== undefined && { reclaimRateBytes: changes.reclaim_rate }),
     });
     return this.status();
+  }
+
+  async endHold(which: EndHoldRequest): Promise<HoldRecord | null> {
+    if (this.context.endHold) return holdRecord(await this.context.endHold(which));
+    const { hold } = this.native.info();
+    return (await this.native.clearHold(which.attachment ?? "")) ? holdRecord(hold) : null;
   }
 
   async check(request: CheckRequest): Promise<CheckRecord> {

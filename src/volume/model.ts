@@ -3,7 +3,7 @@
 //
 // M1 Keys are stable and snake_case; sizes are bytes; times are ISO 8601 UTC; opaque counters that
 //    fit a JSON number are numbers (checked).
-import type { NativeCheckReport, NativeSnapshot, NativeVolumeInfo, OnFull } from "../native.js";
+import type { NativeCheckReport, NativeHold, NativeSnapshot, NativeVolumeInfo, OnFull } from "../native.js";
 import { isoTime } from "./sizes.js";
 
 const blockBytes = 4096;
@@ -56,6 +56,14 @@ export interface ClientRecord {
   readonly in_flight: number;
 }
 
+/** The read-write hold of an attachment: while it lasts, all others may only read the origin. */
+export interface HoldRecord {
+  /** uuid */
+  readonly attachment: string;
+  readonly host: string;
+  readonly since: string;
+}
+
 export interface ServerRecord {
   readonly pid: number;
   readonly version: string;
@@ -93,6 +101,7 @@ export interface VolumeRecord {
     readonly journal_size: number;
     readonly journal_used: number;
   };
+  readonly hold: HoldRecord | null;
   readonly snapshots: { readonly live: number; readonly deleting: number; readonly exceptions: number };
   readonly recovery: {
     readonly replayed_records: number;
@@ -212,6 +221,7 @@ export function volumeRecord(context: RecordContext, info: NativeVolumeInfo): Vo
       journal_size: info.journalBytes,
       journal_used: info.journalUsedBytes,
     },
+    hold: holdRecord(info.hold),
     snapshots: { live: info.snapshotsLive, deleting: info.snapshotsDeleting, exceptions: info.exceptions },
     recovery: {
       replayed_records: info.replayedRecords,
@@ -221,6 +231,10 @@ export function volumeRecord(context: RecordContext, info: NativeVolumeInfo): Vo
     counters,
     server: context.server,
   };
+}
+
+export function holdRecord(hold: NativeHold | null): HoldRecord | null {
+  return hold && { attachment: hold.attachment, host: hold.host, since: isoTime(hold.sinceNs) };
 }
 
 function volumeState(served: boolean, info: NativeVolumeInfo): VolumeState {

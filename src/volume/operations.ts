@@ -3,7 +3,7 @@
 // a server's control socket. Commands know this interface only, so that both ways answer the same.
 import type { Writable } from "node:stream";
 import type { OnFull } from "../native.js";
-import type { CheckRecord, SnapshotRecord, VolumeRecord } from "./model.js";
+import type { CheckRecord, HoldRecord, SnapshotRecord, VolumeRecord } from "./model.js";
 
 export interface CreateSnapshotRequest {
   readonly name: string;
@@ -39,6 +39,13 @@ export interface CheckRequest {
   readonly onProgress?: (done: number, total: number) => void;
 }
 
+export interface EndHoldRequest {
+  /** uuid: only this attachment's; undefined: whosever it is */
+  readonly attachment?: string | undefined;
+  /** its host did not ask: the attachment must never come back */
+  readonly force: boolean;
+}
+
 export interface VolumeOperations {
   status(): Promise<VolumeRecord>;
   /** Live snapshots, oldest first. */
@@ -49,6 +56,8 @@ export interface VolumeOperations {
   /** By name or uuid. */
   updateSnapshot(id: string, changes: SnapshotChanges): Promise<SnapshotRecord>;
   updateProperties(changes: PropertyChanges): Promise<VolumeRecord>;
+  /** Ends the read-write hold when its connections have ended. Null: there is no such hold. */
+  endHold(which: EndHoldRequest): Promise<HoldRecord | null>;
   check(request: CheckRequest): Promise<CheckRecord>;
   /** Metadata as JSON lines; `out` is not ended. */
   dump(out: Writable): Promise<void>;

@@ -26,6 +26,7 @@ const commands = [
   "get",
   "set",
   "status",
+  "detach",
   "events",
   "check",
   "dump",

@@ -118,6 +118,11 @@ const info: NativeVolumeInfo = {
   onFull: "drop-snapshots",
   journalBytes: 4096,
   generation: 3n,
+  hold: {
+    attachment: "6f1c4d8e-0d2b-4a55-9a3e-3f6d0f2b7a12",
+    host: "alpha",
+    sinceNs: 1_722_852_672_000_000_000n,
+  },
   suspect: false,
   failed: false,
   failure: "",

@@ -369,10 +369,12 @@ describe("attachments", () => {
         return exportNamed("vol");
       },
     };
-    converse([FLAGS, ask.info(`vol?attachment=${UUID}.12`), ask.go(`?attachment=${UUID}.13`)], { directory });
+    converse([FLAGS, ask.info(`vol?attachment=${UUID}.12`), ask.go(`?attachment=${UUID}.13&ro`)], {
+      directory,
+    });
     expect(seen).toEqual([
-      { name: "vol", attachment: { uuid: UUID, attempt: 12 }, purpose: "look" },
-      { name: "", attachment: { uuid: UUID, attempt: 13 }, purpose: "use" },
+      { name: "vol", attachment: { uuid: UUID, attempt: 12, readOnly: false }, purpose: "look" },
+      { name: "", attachment: { uuid: UUID, attempt: 13, readOnly: true }, purpose: "use" },
     ]);
   });
 
@@ -392,6 +394,9 @@ describe("attachments", () => {
     `vol?attachment=${UUID.toUpperCase()}.1`,
     `vol?other=${UUID}.1`,
     `vol?attachment=${UUID}.1?`,
+    `vol?attachment=${UUID}.1&rw`,
+    `vol?attachment=${UUID}.1&ro&ro`,
+    `vol?attachment=${UUID}&ro`,
   ])("refuses %s as INVALID", (name) => {
     expect(types(talk(ask.info(name)))).toEqual(["6 INVALID"]);
   });

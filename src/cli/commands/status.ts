@@ -84,6 +84,11 @@ function describe(record: VolumeRecord): string {
     `  store      ${store.path}, ${formatSize(store.size)}: ${formatSize(store.data)} data, ${formatSize(store.metadata)} metadata, ${formatSize(store.free)} free (${free} %)`,
     `  snapshots  ${grouped(snapshots.live)} live${deleting}; ${counted(snapshots.exceptions, "exception")}`,
     `  on full    ${record.properties.on_full}`,
+    ...(record.hold === null
+      ? []
+      : [
+          `  held by    ${record.hold.host} since ${shortTime(record.hold.since)}, attachment ${record.hold.attachment}`,
+        ]),
     ...recoveryLines(record),
   ];
   if (server) {
