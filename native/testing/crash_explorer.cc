@@ -281,7 +281,8 @@ void CrashExplorer::judge_hold(Volume& volume, const Life& life) {
   if (found.held() && (found.host != Workload::host_of(found.attachment) || found.since_ns == 0))
     wrong("the hold is not as it was taken: host " + found.host);
   if (history.hold_changing())
-    met(found.attachment == history.hold() ? "hold unchanged by a crash" : "hold changed in a crash");
+    met(found.attachment == history.hold() ? "hold unchanged by a crash"
+                                           : "hold changed in a crash");
   if (found.held()) met("hold judged");
 }
 

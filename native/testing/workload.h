@@ -1,6 +1,6 @@
 // Several clients at once on one volume, under SimScheduler: random writes, zeroes, trims, flushes,
-// reads, snapshots, deletions, holds and checkpoints, all written down in a History and judged at once.
-// Callers: crash_explorer.h, fault tests.
+// reads, snapshots, deletions, holds and checkpoints, all written down in a History and judged at
+// once. Callers: crash_explorer.h, fault tests.
 //
 // Invariants
 //  I1  A client submits its next request when the last was answered, so its own order is known;

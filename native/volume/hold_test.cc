@@ -60,8 +60,8 @@ struct Rig {
   }
   bool held_by(uint8_t number, const std::string& host) {
     const HoldInfo hold = volume->hold(), info = volume->info().hold;
-    return hold.attachment == uuid(number) && hold.host == host && info.attachment == uuid(number) &&
-           info.host == host && info.since_ns == hold.since_ns;
+    return hold.attachment == uuid(number) && hold.host == host &&
+           info.attachment == uuid(number) && info.host == host && info.since_ns == hold.since_ns;
   }
   std::string dumped() {
     std::string line_of_hold;

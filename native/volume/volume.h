@@ -267,9 +267,9 @@ class Volume {
   };
   virtual Status update_settings(const Settings& settings) = 0;
   // -- the read-write hold
-  // Durable when it returns; the hold as it then is. A hold that the attachment has already stays as
-  // it is. BUSY while another attachment has it; INVALID_ARGUMENT: no attachment, or a host that has
-  // not 1 to 63 bytes.
+  // Durable when it returns; the hold as it then is. A hold that the attachment has already stays
+  // as it is. BUSY while another attachment has it; INVALID_ARGUMENT: no attachment, or a host that
+  // has not 1 to 63 bytes.
   virtual Result<HoldInfo> set_hold(const Uuid& attachment, const std::string& host) = 0;
   // Ends the attachment's hold, or with `force` whosever it is; the one that was ended, durably.
   // Held by nobody, or by another attachment: nothing happens, and the answer is not held().
