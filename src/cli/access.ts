@@ -4,7 +4,12 @@
 // AC1 A control socket counts only if it answers for the volume's uuid: two state directories may
 //     use one name.
 // AC2 A store that is locked while no control socket answers is refused, not raced.
+
+import type { Grant } from "../broker/broker.js";
+import { claimEpoch } from "../broker/claim_epoch.js";
+import { defaultBrokerUrl, openBroker } from "../broker/open.js";
 import { ControlClient } from "../control/client.js";
+import type { NativeBinding } from "../native.js";
 import { loadDefinition, type VolumeDefinition } from "../volume/definition.js";
 import { DirectOperations } from "../volume/direct.js";
 import { CsnapError, codeOf, messageOf } from "../volume/errors.js";
@@ -22,6 +27,11 @@ export interface OpenedVolume {
   readonly online: boolean;
 }
 
+interface Reached extends OpenedVolume {
+  /** Lets go of the volume, and of the term that was claimed for it. */
+  readonly close: () => Promise<void>;
+}
+
 /** `look`: writes nothing, not even an epoch. `change`: offline, claims an epoch like a server. */
 export type Purpose = "look" | "change";
 
@@ -37,23 +47,19 @@ export async function withVolume<T>(
     result = await use(opened);
   } catch (error) {
     // The first error is the one to report.
-    await opened.operations.close().catch(() => {});
+    await opened.close().catch(() => {});
     throw error;
   }
-  await opened.operations.close();
+  await opened.close();
   return result;
 }
 
-async function reach(
-  context: Context,
-  definition: VolumeDefinition,
-  purpose: Purpose,
-): Promise<OpenedVolume> {
+async function reach(context: Context, definition: VolumeDefinition, purpose: Purpose): Promise<Reached> {
   try {
     return await waitForLock(async () => {
       const operations = await connectServer(context, definition);
-      if (operations) return { definition, operations, online: true };
-      return { definition, operations: await openHere(definition, purpose), online: false };
+      if (operations) return { definition, operations, online: true, close: () => operations.close() };
+      return await openHere(context, definition, purpose);
     });
   } catch (error) {
     if (codeOf(error) !== "BUSY") throw error;
@@ -79,20 +85,40 @@ export async function connectServer(
   return client;
 }
 
-async function openHere(definition: VolumeDefinition, purpose: Purpose): Promise<DirectOperations> {
+async function openHere(context: Context, definition: VolumeDefinition, purpose: Purpose): Promise<Reached> {
   const native = await loadNative();
-  const volume = await openVolume(native, definition, {
-    durability: "flush",
-    lookOnly: purpose === "look",
-    acceptOrigin: false,
-    acceptLoss: false,
-  });
-  if (purpose === "look" && !volume.info().clean) warnUnclean(definition);
-  return new DirectOperations(native, volume, {
-    volume: definition.name,
-    originPath: definition.origin,
-    storePath: definition.store,
-  });
+  const grant = purpose === "change" ? await claimIfKnown(context, native, definition) : undefined;
+  try {
+    const volume = await openVolume(native, definition, {
+      durability: "flush",
+      lookOnly: purpose === "look",
+      acceptOrigin: false,
+      acceptLoss: false,
+      ...(grant && { epoch: grant.epoch }),
+    });
+    if (purpose === "look" && !volume.info().clean) warnUnclean(definition);
+    const operations = new DirectOperations(native, volume, {
+      volume: definition.name,
+      originPath: definition.origin,
+      storePath: definition.store,
+    });
+    const close = () => operations.close().finally(() => grant?.release());
+    return { definition, operations, online: false, close };
+  } catch (error) {
+    await grant?.release();
+    throw error;
+  }
+}
+
+/** A volume that was never served has no term to compare with: the store's own next epoch will do. */
+async function claimIfKnown(
+  context: Context,
+  native: NativeBinding,
+  definition: VolumeDefinition,
+): Promise<Grant | undefined> {
+  const broker = openBroker(defaultBrokerUrl, context);
+  if ((await broker.describe(definition.name)) === undefined) return undefined;
+  return claimEpoch(broker, native, definition, "command");
 }
 
 function warnUnclean({ name, origin }: VolumeDefinition): void {

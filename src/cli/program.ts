@@ -23,6 +23,7 @@ import { registerStatus } from "./commands/status.js";
 import { examples, globalOptions } from "./context.js";
 
 export const exitDone = 0;
+import { registerVolume } from "./commands/volume.js";
 export const exitFailed = 1;
 export const exitUsage = 2;
 
@@ -57,6 +58,7 @@ export function buildProgram(): Command {
   return program;
 }
 
+  registerVolume(program);
 /** Runs one command line (without node and script); returns the exit status. */
 export async function run(args: readonly string[]): Promise<number> {
   const program = buildProgram();

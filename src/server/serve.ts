@@ -4,7 +4,10 @@
 //     can't take them away.
 // SV2 Every way out but a crash closes the volume in order; after a failure (W9) without trusting it.
 // SV3 On a stop no client gets an error: what is under way is finished, then connections close.
+import { randomUUID } from "node:crypto";
 import { mkdirSync } from "node:fs";
+import type { Broker } from "../broker/broker.js";
+import { claimEpoch } from "../broker/claim_epoch.js";
 import { EventHub } from "../control/events.js";
 import { MetricsServer } from "../control/metrics.js";
 import { ControlServer } from "../control/server.js";
@@ -24,9 +27,13 @@ import { Holds } from "./holds.js";
 import { ServiceNotifier } from "./notify.js";
 import type { ServePlan } from "./options.js";
 import { StoreGuard } from "./store_guard.js";
+import { Term } from "./term.js";
 
 export interface ServeRequest {
   readonly native: NativeBinding;
+  readonly broker: Broker;
+  /** given by the agent that starts this server; absent: started by hand */
+  readonly instance?: string | undefined;
   readonly definition: VolumeDefinition;
   readonly runDir: string;
   readonly plan: ServePlan;
@@ -51,25 +58,31 @@ export async function serveVolume(request: ServeRequest): Promise<void> {
   checkOriginIsFree(definition);
   const controlPath = checkSocketPath(controlSocketPath(runDir, definition.name));
   makeRunDir(runDir);
+  const instance = request.instance ?? randomUUID();
+  const grant = await waitForLock(() => claimEpoch(request.broker, native, definition, "serve", instance));
+  const term = new Term(grant, request.log);
   let server: VolumeServer | undefined;
+  let volume: NativeVolume | undefined;
   const early: NativeVolumeEvent[] = [];
-  const volume = await waitForLock(() =>
-    openVolume(native, definition, {
-      durability: plan.durability,
-      lookOnly: false,
-      acceptOrigin: request.acceptOrigin,
-      acceptLoss: request.acceptLoss,
-      onEvent: (event) => (server ? server.onEvent(event) : early.push(event)),
-    }),
-  );
   try {
+    volume = await waitForLock(() =>
+      openVolume(native, definition, {
+        durability: plan.durability,
+        lookOnly: false,
+        acceptOrigin: request.acceptOrigin,
+        acceptLoss: request.acceptLoss,
+        epoch: term.epoch,
+        onEvent: (event) => (server ? server.onEvent(event) : early.push(event)),
+      }),
+    );
     checkIdentity(definition, volume);
-    server = new VolumeServer(request, volume, controlPath);
+    server = new VolumeServer(request, volume, term, controlPath);
     for (const event of early) server.onEvent(event);
     await server.start();
   } catch (error) {
     await server?.abandon();
-    await volume.close();
+    await volume?.close();
+    await term.release();
     throw error;
   }
   await server.run();
@@ -111,13 +124,16 @@ class VolumeServer {
   private metricsUrl: string | undefined;
   private failure: string | undefined;
   private wakeOnFailure: (() => void) | undefined;
-  /** The signal that ends the server, or undefined for a failure; set by start(). */
-  private stopReason: Promise<NodeJS.Signals | undefined> | undefined;
+  /** A newer term has begun (F1). */
+  private lost: string | undefined;
+  /** What ends the server in order (a signal, the broker), or undefined for a failure; set by start(). */
+  private stopReason: Promise<string | undefined> | undefined;
 
   constructor(
     private readonly request: ServeRequest,
     private readonly volume: NativeVolume,
-    controlPath: string,
+    private readonly term: Term,
+    private readonly controlPath: string,
   ) {
     const { native, definition, plan, log } = request;
     this.hub = new EventHub(definition.name);
@@ -182,6 +198,7 @@ class VolumeServer {
     const { epoch, replayedRecords, lostEntries, clean } = this.volume.info();
     if (!clean)
       log(`recovered after a crash: ${replayedRecords} journal records, ${lostEntries} chunks lost`);
+    await this.term.publish({ uris: this.uris, controlSocket: this.controlPath });
     // From the first ready line on, a signal must end the server in order.
     this.stopReason = this.signalOrFailure();
     for (const uri of this.uris) ready(uri);
@@ -208,25 +225,38 @@ class VolumeServer {
   async run(): Promise<void> {
     const signal = await this.stopReason;
     if (signal === undefined) return this.stopFailed();
-    this.request.log(`${signal}: finishing what is under way; again to cut it`);
+    this.request.log(
+      `${signal}: finishing what is under way; ${signal.startsWith("SIG") ? "again to cut it" : "a signal cuts it"}`,
+    );
     this.hub.emit({ kind: "server-stopping", message: signal });
     this.notifier.stopping("draining connections");
+    await this.term.withdraw(`stopping: ${signal}`);
     await this.nbd.stopAccepting();
     await this.drain();
     await this.nbd.close(tlsGraceMs);
     await this.endServices();
     if (this.failure !== undefined) return this.stopFailed();
     await this.volume.close();
+    await this.term.release();
     this.notifier.end();
+    if (this.lost !== undefined) throw new CsnapError("FENCED", this.lost);
   }
 
-  private signalOrFailure(): Promise<NodeJS.Signals | undefined> {
+  private signalOrFailure(): Promise<string | undefined> {
     return new Promise((resolve) => {
       const onSignal = (signal: NodeJS.Signals) => {
         process.off("SIGTERM", onSignal).off("SIGINT", onSignal);
         resolve(signal);
       };
       process.on("SIGTERM", onSignal).on("SIGINT", onSignal);
+      const end = (why: string) => {
+        process.off("SIGTERM", onSignal).off("SIGINT", onSignal);
+        resolve(why);
+      };
+      this.term.listen(end, (why) => {
+        this.lost = why;
+        end(why);
+      });
       this.wakeOnFailure = () => resolve(undefined);
       if (this.failure !== undefined) resolve(undefined);
     });
@@ -255,6 +285,7 @@ class VolumeServer {
     await this.abandon();
     const limit = new Promise<void>((resolve) => setTimeout(resolve, failedCloseLimitMs).unref());
     await Promise.race([this.volume.close().catch(() => {}), limit]);
+    await this.term.release(this.failure ?? "the volume failed");
     throw new CsnapError(
       "FAILED",
       `${definition.name} stopped: ${this.failure}: \`csnap check ${definition.name}\` says what is left, see also --accept-loss of \`csnap serve\``,

@@ -1,6 +1,7 @@
 // `csnap serve`: the server, in the foreground.
 import { writeSync } from "node:fs";
 import { type Command, Option } from "commander";
+import { defaultBrokerUrl, openBroker } from "../../broker/open.js";
 import { inheritedDescriptors } from "../../nbd/listen.js";
 import { loadDefinition, type VolumeDefinition } from "../../volume/definition.js";
 import { CsnapError } from "../../volume/errors.js";
@@ -76,6 +77,8 @@ async function serve(context: Context, name: string, options: ServeOptions): Pro
   await refuseServed(context, definition);
   await serveVolume({
     native: await loadNative(),
+    broker: openBroker(defaultBrokerUrl, context),
+    instance: process.env.CSNAP_INSTANCE,
     definition,
     runDir: context.runDir,
     plan,

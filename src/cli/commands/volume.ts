@@ -1,0 +1,245 @@
+// `csnap volume`: what is declared of a volume's service, who serves it, and the administrator's word.
+import { type Command, Option } from "commander";
+import {
+  type Broker,
+  defaultSpec,
+  type FencePolicy,
+  type ServiceSpec,
+  type ServiceView,
+} from "../../broker/broker.js";
+import { defaultBrokerUrl, openBroker } from "../../broker/open.js";
+import { loadDefinition } from "../../volume/definition.js";
+import { CsnapError, usageError } from "../../volume/errors.js";
+import { checkVolumeName } from "../../volume/names.js";
+import { type Context, contextOf, examples, jsonOption } from "../context.js";
+import { print, printJson, shortTime } from "../output.js";
+
+interface DefineOptions {
+  readonly storeClass: ServiceSpec["storeClass"];
+  readonly fence: string;
+  readonly host?: readonly string[];
+  readonly iAcceptStaleWrites?: boolean;
+}
+
+export function registerVolume(program: Command): void {
+  const volume = program
+    .command("volume")
+    .summary("who serves a volume, and who may")
+    .description(
+      "Exactly one server may serve a volume. What is declared of that, who serves, and whether anybody may, is kept by the broker; on one host that is a directory, without a daemon.",
+    );
+  examples(volume, "csnap volume explain disk1", "csnap volume disable disk1");
+  registerDefine(volume);
+  const one = (
+    name: string,
+    summary: string,
+    description: string,
+    run: (context: Context, name: string) => Promise<void>,
+  ) => {
+    const command = volume
+      .command(name)
+      .summary(summary)
+      .description(description)
+      .argument("<volume>", "the volume")
+      .action((text: string) => run(contextOf(command), checkVolumeName(text)));
+    examples(command, `csnap volume ${name} disk1`, `csnap volume ${name} mail`);
+  };
+  registerShow(volume);
+  one("enable", "allow it to be served again", "Takes back `csnap volume disable`.", (context, name) =>
+    setEnabled(context, name, true),
+  );
+  one(
+    "disable",
+    "stop its server, and let none start",
+    "Asks the volume's server to stop, as SIGTERM does, and refuses every other until `csnap volume enable`. Commands that change the volume offline still work.",
+    (context, name) => setEnabled(context, name, false),
+  );
+  one(
+    "explain",
+    "say why it is served where it is, or why not",
+    "Says in words who serves the volume since when, or why nobody does and what to do.",
+    explain,
+  );
+}
+
+function registerDefine(volume: Command): void {
+  const collect = (value: string, former: readonly string[] | undefined) => [...(former ?? []), value];
+  const command = volume
+    .command("define")
+    .summary("declare how many may serve it, and where")
+    .description(
+      "Declares the volume's service. A volume that is served without that is declared by its first server: one server, on this host.",
+    )
+    .argument("<volume>", "the volume")
+    .addOption(
+      new Option("--store-class <class>", "who reaches the store")
+        .choices(["local", "shared-block", "nfs4"])
+        .default("local"),
+    )
+    .option("--fence <method>", "none, scsi-pr, nvme-resv or command=CMD: how a lost host is cut off", "none")
+    .option("--host <host>", "a host that may serve it (default: any that can); may be repeated", collect)
+    .option("--i-accept-stale-writes", "writes of a lost host may land after a takeover")
+    .action((name: string, options: DefineOptions) =>
+      define(contextOf(command), checkVolumeName(name), options),
+    );
+  examples(command, "csnap volume define disk1", "csnap volume define disk1 --host alpha");
+}
+
+function registerShow(volume: Command): void {
+  const command = volume
+    .command("show")
+    .summary("declaration and state")
+    .description("Shows what is declared of the volume's service, and how it stands.")
+    .argument("<volume>", "the volume")
+    .addOption(jsonOption())
+    .action((name: string, options: { json?: boolean }) =>
+      show(contextOf(command), checkVolumeName(name), options.json ?? false),
+    );
+  examples(command, "csnap volume show disk1", "csnap volume show disk1 --json");
+}
+
+function brokerOf(context: Context): Broker {
+  return openBroker(defaultBrokerUrl, context);
+}
+
+async function define(context: Context, name: string, options: DefineOptions): Promise<void> {
+  const { uuid } = loadDefinition(context.stateDir, name);
+  const spec: ServiceSpec = {
+    ...defaultSpec(name, uuid),
+    storeClass: options.storeClass,
+    fencing: parseFence(options.fence, options.iAcceptStaleWrites ?? false),
+    hosts: options.host ?? [],
+  };
+  await declare(brokerOf(context), spec);
+  print(
+    `${name}: exactly one server, store class ${spec.storeClass}, fence ${options.fence}, on ${hostsText(spec)}`,
+  );
+}
+
+function parseFence(text: string, acceptStaleWrites: boolean): FencePolicy {
+  const command = /^command=(.+)$/.exec(text)?.[1];
+  const accepted = acceptStaleWrites && { acceptStaleWrites };
+  if (command !== undefined) return { policy: "command", command, ...accepted };
+  if (text === "none" || text === "scsi-pr" || text === "nvme-resv") return { policy: text, ...accepted };
+  throw usageError(`--fence '${text}' is not known: it is none, scsi-pr, nvme-resv or command=CMD`);
+}
+
+function hostsText({ hosts }: ServiceSpec): string {
+  return hosts.length === 0 ? "any host that reaches the store" : hosts.join(", ");
+}
+
+/** Resolves when the declaration is stored. */
+async function declare(broker: Broker, spec: ServiceSpec): Promise<void> {
+  const ticket = broker.define(spec);
+  try {
+    await new Promise<void>((resolve, reject) => {
+      ticket.on((event) => {
+        if (event.type === "defined") resolve();
+        if (event.type === "failed") {
+          const code = event.code === "BROKER" ? "IO_ERROR" : "INVALID_ARGUMENT";
+          reject(new CsnapError(code, event.detail));
+        }
+      });
+    });
+  } finally {
+    broker.release(ticket);
+  }
+}
+
+async function setEnabled(context: Context, name: string, enabled: boolean): Promise<void> {
+  const { uuid } = loadDefinition(context.stateDir, name);
+  const broker = brokerOf(context);
+  if (!(await broker.describe(name))) await declare(broker, defaultSpec(name, uuid));
+  await broker.setAdminState(name, enabled ? "enabled" : "disabled");
+  const view = await broker.describe(name);
+  const isServed = view?.holder?.alive === true;
+  if (enabled) print(`${name} may be served`);
+  else print(`${name} may not be served${isServed ? `; process ${view.holder?.pid} is asked to stop` : ""}`);
+}
+
+async function show(context: Context, name: string, json: boolean): Promise<void> {
+  const { uuid } = loadDefinition(context.stateDir, name);
+  const view = await brokerOf(context).describe(name);
+  const spec = view?.spec ?? defaultSpec(name, uuid);
+  if (json) {
+    printJson(recordOf(spec, view));
+    return;
+  }
+  const state = view ? stateText(view) : "never served";
+  const lines = [
+    `${name}: ${state}`,
+    `  declared   exactly one server, store class ${spec.storeClass}, fence ${spec.fencing.policy}, on ${hostsText(spec)}`,
+    `  enabled    ${view?.adminState === "disabled" ? "no" : "yes"}`,
+    `  epoch      ${view?.epoch ?? 0}`,
+  ];
+  if (view?.holder)
+    lines.push(`  server     process ${view.holder.pid} on ${view.holder.host}, instance ${view.instance}`);
+  for (const uri of view?.address?.uris ?? []) lines.push(`  address    ${uri}`);
+  if (view?.suspect !== undefined) lines.push(`  suspect    ${view.suspect}`);
+  for (const host of view?.agents ?? []) lines.push(`  agent      on ${host}`);
+  print(lines.join("\n"));
+}
+
+function stateText(view: ServiceView): string {
+  const isGone = view.holder?.alive === false;
+  const state = isGone ? "not served, the process that had it is gone" : view.state;
+  return `${state}, since ${shortTime(view.since)}: ${view.reason}`;
+}
+
+/** Stable keys of --json. */
+function recordOf(spec: ServiceSpec, view: ServiceView | undefined) {
+  return {
+    volume: spec.service,
+    uuid: spec.volumeUuid,
+    servers_max: spec.instances.max,
+    servers_min: spec.instances.min,
+    store_class: spec.storeClass,
+    fence: spec.fencing.policy,
+    hosts: spec.hosts,
+    enabled: view?.adminState !== "disabled",
+    state: view?.state ?? "vacant",
+    epoch: Number(view?.epoch ?? 0n),
+    instance: view?.instance ?? null,
+    host: view?.holder?.host ?? null,
+    pid: view?.holder?.pid ?? null,
+    alive: view?.holder?.alive ?? false,
+    uris: view?.address?.uris ?? [],
+    control_socket: view?.address?.controlSocket ?? null,
+    since: view?.since ?? null,
+    reason: view?.reason ?? "never served",
+    suspect: view?.suspect ?? null,
+    agents: view?.agents ?? [],
+  };
+}
+
+async function explain(context: Context, name: string): Promise<void> {
+  loadDefinition(context.stateDir, name);
+  print(explanation(name, await brokerOf(context).describe(name)));
+}
+
+function explanation(name: string, view: ServiceView | undefined): string {
+  if (!view) return `${name} was never served: \`csnap serve ${name}\` serves it`;
+  const { holder, reason, epoch } = view;
+  const since = shortTime(view.since);
+  const why = `since ${since}: ${reason}`;
+  if (view.state === "failed")
+    return `${name} is not served: its server stopped after an error (${why}): \`csnap check ${name}\` says what is left, then serve it by hand`;
+  if (holder && !holder.alive)
+    return `${name} is not served: process ${holder.pid} on ${holder.host}, which had epoch ${epoch}, is gone without stopping in order${next(view)}`;
+  if (holder && view.state === "published") {
+    const suspect = view.suspect === undefined ? "" : `; a client says it does not answer: ${view.suspect}`;
+    const ending = view.adminState === "disabled" ? "; it is disabled, and the server is asked to stop" : "";
+    return `${name} is served by process ${holder.pid} on ${holder.host} with epoch ${epoch} since ${since}, at ${view.address?.uris.join(" and ")}${suspect}${ending}`;
+  }
+  if (holder)
+    return `${name} has no address yet: process ${holder.pid} on ${holder.host} has epoch ${epoch} (${why})`;
+  return `${name} is not served (${why})${next(view)}`;
+}
+
+/** What makes it run again. */
+function next({ service, adminState, spec, agents }: ServiceView): string {
+  if (adminState === "disabled")
+    return `; an administrator has disabled it: \`csnap volume enable ${service}\` allows it to be served`;
+  if (spec.instances.min === 1 && agents.length > 0) return `; the agent on ${agents.join(", ")} starts it`;
+  return `: \`csnap serve ${service}\` serves it`;
+}

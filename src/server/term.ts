@@ -1,0 +1,96 @@
+// A server's term as the broker knows it: claimed before the store is opened, published after a probe
+// of the server's own socket, withdrawn before connections end, released when the store is closed.
+// Called by serve.ts.
+//
+// TE1 The epoch that the store is stamped with is the one granted (F1, F3).
+// TE2 An address is published only after the server has answered at it (F4).
+// TE3 A broker that does not answer holds up the end of a server for brokerLimitMs, no longer.
+import { connect, type Socket } from "node:net";
+import type { Address, Epoch, Grant } from "../broker/broker.js";
+import { ClientHandshake } from "../nbd/client-handshake.js";
+import { CsnapError, messageOf } from "../volume/errors.js";
+
+const brokerLimitMs = 2000;
+const probeLimitMs = 5000;
+
+export class Term {
+  constructor(
+    private readonly grant: Grant,
+    private readonly log: (line: string) => void,
+  ) {}
+
+  get epoch(): Epoch {
+    return this.grant.epoch;
+  }
+
+  /** `stop`: an administrator wants it. `lost`: a newer term has begun. At most one call of each. */
+  listen(stop: (why: string) => void, lost: (why: string) => void): void {
+    this.grant.onStopAsked(stop);
+    this.grant.onLost(lost);
+  }
+
+  /** TE2 */
+  async publish(address: Address): Promise<void> {
+    for (const uri of address.uris) await probe(this.grant.service, uri);
+    await this.grant.publish(address);
+  }
+
+  withdraw(reason: string): Promise<void> {
+    return this.within("withdraw the address from", this.grant.withdraw(reason));
+  }
+
+  release(failure?: string): Promise<void> {
+    return this.within("release the term at", this.grant.release(failure));
+  }
+
+  /** TE3. What fails here, the next claim or look of anybody finds out: the process is gone then. */
+  private async within(what: string, work: Promise<void>): Promise<void> {
+    let timer: NodeJS.Timeout | undefined;
+    const limit = new Promise<void>((resolve) => {
+      timer = setTimeout(() => {
+        this.log(`the broker did not answer within ${brokerLimitMs / 1000} s: going on without it`);
+        resolve();
+      }, brokerLimitMs);
+    });
+    const done = work.catch((error: unknown) =>
+      this.log(`could not ${what} the broker: ${messageOf(error)}`),
+    );
+    await Promise.race([done, limit]);
+    clearTimeout(timer);
+  }
+}
+
+/** An NBD_OPT_INFO on a fresh connection. A refusal (TLS, access rules) is an answer, too. */
+function probe(service: string, uri: string): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const handshake = new ClientHandshake("info", "");
+    const socket = dial(uri);
+    const settle = (problem?: string) => {
+      socket.destroy();
+      if (problem === undefined) resolve();
+      else
+        reject(
+          new CsnapError(
+            "IO_ERROR",
+            `${service}: the server's own probe of ${uri} failed: ${problem}: see that nothing stands between`,
+          ),
+        );
+    };
+    socket.setTimeout(probeLimitMs, () => settle(`no answer within ${probeLimitMs / 1000} s`));
+    socket.on("error", (error) => settle(messageOf(error)));
+    socket.on("close", () => settle("the connection was closed"));
+    socket.on("data", (bytes) => {
+      for (const action of handshake.receive(bytes)) {
+        if (action.kind === "send") socket.write(action.bytes);
+        else settle(action.kind === "broken" ? action.reason : undefined);
+      }
+    });
+  });
+}
+
+function dial(uri: string): Socket {
+  const url = new URL(uri);
+  const path = url.searchParams.get("socket");
+  if (path !== null) return connect({ path });
+  return connect({ host: url.hostname.replace(/^\[|\]$/g, ""), port: Number(url.port) });
+}
