@@ -3,7 +3,14 @@
 import { randomUUID } from "node:crypto";
 import { setTimeout as pause } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import type { Broker, BrokerEvent, ClaimOptions, Grant } from "../../src/broker/broker.js";
+import type {
+  Broker,
+  BrokerEvent,
+  ClaimOptions,
+  Grant,
+  InstanceAgent,
+  StartOrder,
+} from "../../src/broker/broker.js";
 import { type Backend, BrokerChild, Ear, OTHER_UUID, spec, UUID } from "../support/broker-backend.js";
 
 const SERVICE = "disk1";
@@ -77,28 +84,32 @@ export function brokerConformance(name: string, makeBackend: () => Promise<Backe
     });
 
     describe("claims", () => {
-      it("of two processes at once are granted to exactly one, with an epoch above all before", async () => {
-        const [a, b] = [await child(), await child()];
-        let last = 0n;
-        const winners = new Set<BrokerChild>();
-        for (let round = 0; round < RACE_ROUNDS; round++) {
-          const answers = await Promise.all(
-            [a, b].map((racer, i) => racer.ask("claim", { ...childClaim, instance: `r${round}-${i}` })),
-          );
-          const won = [a, b].filter((_, i) => answers[i]?.ok);
-          expect(won.length, JSON.stringify(answers)).toBe(1);
-          const [winner] = won;
-          const granted = BigInt(answers.find((answer) => answer.ok)?.epoch ?? 0);
-          expect(answers.find((answer) => !answer.ok)?.code).toBe("BUSY");
-          expect(granted).toBeGreaterThan(last);
-          last = granted;
-          if (!winner) return;
-          winners.add(winner);
-          await winner.must("release");
-        }
-        // A lost race burns no epoch.
-        expect(last).toBe(BigInt(RACE_ROUNDS));
-      }, LONG_TEST_MS);
+      it(
+        "of two processes at once are granted to exactly one, with an epoch above all before",
+        async () => {
+          const [a, b] = [await child(), await child()];
+          let last = 0n;
+          const winners = new Set<BrokerChild>();
+          for (let round = 0; round < RACE_ROUNDS; round++) {
+            const answers = await Promise.all(
+              [a, b].map((racer, i) => racer.ask("claim", { ...childClaim, instance: `r${round}-${i}` })),
+            );
+            const won = [a, b].filter((_, i) => answers[i]?.ok);
+            expect(won.length, JSON.stringify(answers)).toBe(1);
+            const [winner] = won;
+            const granted = BigInt(answers.find((answer) => answer.ok)?.epoch ?? 0);
+            expect(answers.find((answer) => !answer.ok)?.code).toBe("BUSY");
+            expect(granted).toBeGreaterThan(last);
+            last = granted;
+            if (!winner) return;
+            winners.add(winner);
+            await winner.must("release");
+          }
+          // A lost race burns no epoch.
+          expect(last).toBe(BigInt(RACE_ROUNDS));
+        },
+        LONG_TEST_MS,
+      );
 
       it("get an epoch above the broker's and the store's", async () => {
         const first = await claim(broker, { storeEpoch: 41n });
@@ -125,28 +136,34 @@ export function brokerConformance(name: string, makeBackend: () => Promise<Backe
         expect(message).toContain(UUID);
       });
 
-      it("never repeat an epoch, however a holder is killed", async () => {
-        const next = random(seed);
-        let last = 0n;
-        for (let round = 0; round < KILL_ROUNDS; round++) {
-          const churning = await child();
-          churning.send("churn", { ...childClaim, instance: `churn${round}` });
-          await churning.saying((answer) => answer.epoch !== undefined);
-          await pause(next() * 12);
-          await churning.kill();
-          const granted = churning.said.flatMap(({ epoch }) => (epoch === undefined ? [] : [BigInt(epoch)]));
-          for (const epoch of granted) {
-            expect(epoch).toBeGreaterThan(last);
-            last = epoch;
+      it(
+        "never repeat an epoch, however a holder is killed",
+        async () => {
+          const next = random(seed);
+          let last = 0n;
+          for (let round = 0; round < KILL_ROUNDS; round++) {
+            const churning = await child();
+            churning.send("churn", { ...childClaim, instance: `churn${round}` });
+            await churning.saying((answer) => answer.epoch !== undefined);
+            await pause(next() * 12);
+            await churning.kill();
+            const granted = churning.said.flatMap(({ epoch }) =>
+              epoch === undefined ? [] : [BigInt(epoch)],
+            );
+            for (const epoch of granted) {
+              expect(epoch).toBeGreaterThan(last);
+              last = epoch;
+            }
+            const grant = await claim(broker);
+            expect(grant.epoch).toBeGreaterThan(last);
+            last = grant.epoch;
+            await grant.publish(ADDRESS);
+            expect(await broker.describe(SERVICE)).toMatchObject({ epoch: last, state: "published" });
+            await grant.release();
           }
-          const grant = await claim(broker);
-          expect(grant.epoch).toBeGreaterThan(last);
-          last = grant.epoch;
-          await grant.publish(ADDRESS);
-          expect(await broker.describe(SERVICE)).toMatchObject({ epoch: last, state: "published" });
-          await grant.release();
-        }
-      }, LONG_TEST_MS);
+        },
+        LONG_TEST_MS,
+      );
 
       it("take over at once from a process that was killed", async () => {
         const holder = await child();
@@ -334,6 +351,144 @@ export function brokerConformance(name: string, makeBackend: () => Promise<Backe
         const fresh = new Ear(open().request({ service: SERVICE }));
         await fresh.until("pending", ({ reason }) => reason === "no-agent");
         expect(fresh.types()).not.toContain("address");
+      });
+    });
+
+    describe("registered agents", () => {
+      /** Starts servers as processes of their own, and reaps them. */
+      class TestAgent implements InstanceAgent {
+        readonly orders: StartOrder[] = [];
+        readonly servers = new Map<string, BrokerChild>();
+        answers = true;
+
+        async start(order: StartOrder) {
+          this.orders.push(order);
+          const server = await child();
+          this.servers.set(order.instance, server);
+          server.send("serve", { ...childClaim, instance: order.instance, uris: ADDRESS.uris });
+          return { ended: server.gone().then(() => "its process ended") };
+        }
+        async stop({ instance }: StartOrder) {
+          await this.servers.get(instance)?.kill();
+          return "dead" as const;
+        }
+        async probe() {
+          return this.answers;
+        }
+        last(): BrokerChild {
+          const server = this.servers.get(this.orders.at(-1)?.instance ?? "");
+          if (!server) throw new Error("nothing was started");
+          return server;
+        }
+      }
+
+      const declared = async (min: 0 | 1) => {
+        await new Ear(broker.define(spec(SERVICE, { instances: { max: 1, min } }))).until("defined");
+      };
+      const registered = async (agent: InstanceAgent): Promise<Broker> => {
+        const own = open();
+        await new Ear(own.registerAgent({ service: SERVICE, host: "here" }, agent)).until("registered");
+        return own;
+      };
+
+      it("start nothing because somebody asks", async () => {
+        await declared(0);
+        const agent = new TestAgent();
+        await registered(agent);
+        const ear = new Ear(broker.request({ service: SERVICE }));
+        await ear.until("pending", ({ reason }) => reason === "no-agent");
+        expect((await broker.describe(SERVICE))?.agents).toEqual(["here"]);
+        // A server by hand comes and goes; still nobody is told to start one.
+        const grant = await claim(open());
+        await grant.publish(ADDRESS);
+        await ear.until("address");
+        await grant.release();
+        await ear.until("pending", ({ reason }) => reason === "no-agent", ear.heard.length - 1);
+        expect(agent.orders).toEqual([]);
+      });
+
+      it(
+        "keep exactly one running: one of them starts it, with the epoch that was granted, and again",
+        async () => {
+          await declared(1);
+          const agents = [new TestAgent(), new TestAgent()];
+          const ear = new Ear(broker.request({ service: SERVICE }));
+          await ear.until("pending", ({ reason }) => reason === "no-agent");
+          for (const agent of agents) await registered(agent);
+          let epoch = 0n;
+          for (let term = 1; term <= 3; term++) {
+            const address = await ear.until("address", (event) => event.epoch > epoch);
+            epoch = address.epoch;
+            const orders = agents.flatMap((agent) => agent.orders);
+            expect(orders.length).toBe(term);
+            expect(orders.find((order) => order.instance === address.instance)?.epoch).toBe(epoch);
+            const starter = agents.find((agent) => agent.servers.has(address.instance));
+            await starter?.servers.get(address.instance)?.kill();
+          }
+        },
+        LONG_TEST_MS,
+      );
+
+      it(
+        "restart one that a client can't reach and a probe neither; not one that the probe reaches",
+        async () => {
+          await declared(1);
+          const agent = new TestAgent();
+          await registered(agent);
+          const ear = new Ear(broker.request({ service: SERVICE }));
+          const { epoch } = await ear.until("address");
+          broker.reportBad(SERVICE, epoch, "no answer");
+          const follow = async (isSuspect: boolean) => {
+            for (;;) {
+              const view = await broker.describe(SERVICE);
+              if ((view?.suspect !== undefined) === isSuspect) return;
+            }
+          };
+          await follow(false);
+          expect(agent.orders.length).toBe(1);
+          agent.answers = false;
+          broker.reportBad(SERVICE, epoch, "no answer");
+          await ear.until("address", (event) => event.epoch > epoch);
+          expect(agent.orders.length).toBe(2);
+          expect(agent.servers.get(agent.orders[0]?.instance ?? "")?.isGone).toBe(true);
+        },
+        LONG_TEST_MS,
+      );
+
+      it(
+        "start nothing that is disabled or failed",
+        async () => {
+          await declared(1);
+          const agent = new TestAgent();
+          await registered(agent);
+          const ear = new Ear(broker.request({ service: SERVICE }));
+          await ear.until("address");
+          const server = agent.last();
+          await broker.setAdminState(SERVICE, "disabled");
+          await server.gone();
+          await ear.until("pending", ({ reason }) => reason === "disabled");
+          expect(agent.orders.length).toBe(1);
+          const start = ear.heard.length;
+          await broker.setAdminState(SERVICE, "enabled");
+          const { epoch } = await ear.until("address", () => true, start);
+          await agent.last().must("release", { failure: "a sync failed" });
+          await ear.until("failed", ({ code }) => code === "SERVICE_FAILED", start);
+          await agent.last().kill();
+          expect(await broker.describe(SERVICE)).toMatchObject({ state: "failed", epoch });
+          expect(agent.orders.length).toBe(2);
+        },
+        LONG_TEST_MS,
+      );
+
+      it("leave with their process or their ticket; the server goes on", async () => {
+        await declared(1);
+        const agent = new TestAgent();
+        const own = await registered(agent);
+        const ear = new Ear(broker.request({ service: SERVICE }));
+        await ear.until("address");
+        await own.close();
+        expect(await broker.describe(SERVICE)).toMatchObject({ agents: [], state: "published" });
+        expect(agent.last().isGone).toBe(false);
       });
     });
 
