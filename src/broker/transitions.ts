@@ -79,13 +79,12 @@ function otherVolume(service: string, spec: ServiceSpec, uuid: string): CsnapErr
 /** BUSY, in words. */
 export function heldError(service: string, { slot, epoch }: ServiceRecord): CsnapError {
   const pid = slot.holder?.pid;
-  if (slot.ordered)
-    return new CsnapError("BUSY", `${service} is being started by the agent, process ${pid}: wait for it`);
-  const text =
-    slot.purpose === "command"
-      ? `${service} is being changed by a command, process ${pid}: wait until that is done`
-      : `${service} is served by process ${pid} (epoch ${epoch}): stop that one first`;
-  return new CsnapError("BUSY", text);
+  const use = slot.ordered
+    ? "the agent, which is starting its server: wait for it"
+    : slot.purpose === "command"
+      ? "a command that changes it: wait until that is done"
+      : `which serves it with epoch ${epoch}: stop that one first`;
+  return new CsnapError("BUSY", `${service}: in use by process ${pid}, ${use}`);
 }
 
 /** TR2: the record, if the slot is still this term's. */

@@ -185,6 +185,8 @@ class VolumeServer {
   async start(): Promise<void> {
     const { plan, definition, ready, log } = this.request;
     await this.exports.refresh();
+    // From the first listener on there may be clients: a signal must end the server in order.
+    this.stopReason = this.signalOrFailure();
     try {
       await this.control.listen();
       for (const fd of plan.inherited) this.uris.push(await this.nbd.listenInherited(fd));
@@ -199,8 +201,6 @@ class VolumeServer {
     if (!clean)
       log(`recovered after a crash: ${replayedRecords} journal records, ${lostEntries} chunks lost`);
     await this.term.publish({ uris: this.uris, controlSocket: this.controlPath });
-    // From the first ready line on, a signal must end the server in order.
-    this.stopReason = this.signalOrFailure();
     for (const uri of this.uris) ready(uri);
     if (this.metricsUrl !== undefined) log(`metrics at ${this.metricsUrl}`);
     this.hub.emit({ kind: "server-ready", message: `epoch ${epoch}` });

@@ -12,6 +12,7 @@ import { CsnapError, messageOf } from "../volume/errors.js";
 
 const brokerLimitMs = 2000;
 const probeLimitMs = 5000;
+const publishLimitMs = 30_000;
 
 export class Term {
   constructor(
@@ -32,7 +33,19 @@ export class Term {
   /** TE2 */
   async publish(address: Address): Promise<void> {
     for (const uri of address.uris) await probe(this.grant.service, uri);
-    await this.grant.publish(address);
+    let timer: NodeJS.Timeout | undefined;
+    const limit = new Promise<never>((_, reject) => {
+      timer = setTimeout(() => reject(this.publishError()), publishLimitMs);
+    });
+    await Promise.race([this.grant.publish(address), limit]).finally(() => clearTimeout(timer));
+  }
+
+  private publishError(): CsnapError {
+    const { service } = this.grant;
+    return new CsnapError(
+      "IO_ERROR",
+      `${service}: the broker did not take the address within ${publishLimitMs / 1000} s: see why its records hang (\`csnap volume show ${service}\`), then serve again`,
+    );
   }
 
   withdraw(reason: string): Promise<void> {

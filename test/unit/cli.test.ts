@@ -33,6 +33,7 @@ const commands = [
   "import",
   "rename",
   "remove",
+  "volume",
   "demo",
 ];
 
