@@ -330,7 +330,7 @@ TEST_CASE("terms: the durability id changes for an accepted origin, not for a cl
   });
 }
 
-TEST_CASE("terms: a granted epoch is the one stamped; one that was overtaken changes no byte (W5)") {
+TEST_CASE("terms: a granted epoch is the one stamped; an overtaken one changes no byte (W5)") {
   MemoryDevice origin("origin", kOriginBytes), store("store", kStoreBytes);
   REQUIRE(create(store, 256 * 1024).ok());
   const auto granted = [&](Epoch epoch) {
