@@ -4,10 +4,13 @@
 import { Command, CommanderError } from "commander";
 import { CsnapError, codeOf, isNativeError, messageOf, oneLine, usageError } from "../volume/errors.js";
 import { version } from "../volume/version.js";
+import { registerAgent } from "./commands/agent.js";
+import { registerAttach } from "./commands/attach.js";
 import { registerCheck } from "./commands/check.js";
 import { registerDelete } from "./commands/delete.js";
 import { registerDemo } from "./commands/demo.js";
 import { registerDetach } from "./commands/detach.js";
+import { registerDevices } from "./commands/devices.js";
 import { registerDump } from "./commands/dump.js";
 import { registerEvents } from "./commands/events.js";
 import { registerGet } from "./commands/get.js";
@@ -20,10 +23,10 @@ import { registerServe } from "./commands/serve.js";
 import { registerSet } from "./commands/set.js";
 import { registerSnapshot } from "./commands/snapshot.js";
 import { registerStatus } from "./commands/status.js";
+import { registerVolume } from "./commands/volume.js";
 import { examples, globalOptions } from "./context.js";
 
 export const exitDone = 0;
-import { registerVolume } from "./commands/volume.js";
 export const exitFailed = 1;
 export const exitUsage = 2;
 
@@ -46,19 +49,22 @@ export function buildProgram(): Command {
   registerGet(program);
   registerSet(program);
   registerStatus(program);
+  registerAttach(program);
   registerDetach(program);
+  registerDevices(program);
   registerEvents(program);
   registerCheck(program);
   registerDump(program);
   registerImport(program);
   registerRename(program);
   registerRemove(program);
+  registerVolume(program);
   registerDemo(program);
+  registerAgent(program);
   examples(program, "csnap init disk1 --origin /data/disk1.img --store /data/disk1.store", "csnap demo");
   return program;
 }
 
-  registerVolume(program);
 /** Runs one command line (without node and script); returns the exit status. */
 export async function run(args: readonly string[]): Promise<number> {
   const program = buildProgram();

@@ -59,38 +59,38 @@ export function httpStatus(code: ErrorCode): number {
 
 type JsonObject = Record<string, unknown>;
 
-function object(value: unknown, keys: readonly string[]): JsonObject {
+export function jsonObject(value: unknown, keys: readonly string[]): JsonObject {
   if (typeof value !== "object" || value === null || Array.isArray(value))
-    throw bad("the body must be a JSON object");
+    throw badRequest("the body must be a JSON object");
   for (const key of Object.keys(value)) {
-    if (!keys.includes(key)) throw bad(`unknown key '${key}': allowed are ${keys.join(", ")}`);
+    if (!keys.includes(key)) throw badRequest(`unknown key '${key}': allowed are ${keys.join(", ")}`);
   }
   return value as JsonObject;
 }
 
-function bad(message: string): CsnapError {
+export function badRequest(message: string): CsnapError {
   return new CsnapError("USAGE", message);
 }
 
 function text(value: unknown, key: string): string {
-  if (typeof value !== "string") throw bad(`'${key}' must be a text`);
+  if (typeof value !== "string") throw badRequest(`'${key}' must be a text`);
   return value;
 }
 
 function flag(value: unknown, key: string): boolean {
-  if (typeof value !== "boolean") throw bad(`'${key}' must be true or false`);
+  if (typeof value !== "boolean") throw badRequest(`'${key}' must be true or false`);
   return value;
 }
 
 function bytes(value: unknown, key: string): number {
   if (typeof value !== "number" || !Number.isSafeInteger(value) || value < 0) {
-    throw bad(`'${key}' must be a number of bytes`);
+    throw badRequest(`'${key}' must be a number of bytes`);
   }
   return value;
 }
 
 function priority(value: unknown): number {
-  if (typeof value !== "number") throw bad("'priority' must be a number");
+  if (typeof value !== "number") throw badRequest("'priority' must be a number");
   return checkPriority(value);
 }
 
@@ -98,9 +98,9 @@ const labelLimit = 64;
 
 function labels(value: unknown): Record<string, string> {
   if (typeof value !== "object" || value === null || Array.isArray(value))
-    throw bad("'labels' must be an object");
+    throw badRequest("'labels' must be an object");
   const found = Object.entries(value as JsonObject);
-  if (found.length > labelLimit) throw bad(`'labels' holds more than ${labelLimit} labels`);
+  if (found.length > labelLimit) throw badRequest(`'labels' holds more than ${labelLimit} labels`);
   return Object.fromEntries(
     found.map(([key, label]) => {
       const labelText = text(label, `labels.${key}`);
@@ -111,7 +111,7 @@ function labels(value: unknown): Record<string, string> {
 }
 
 export function parseCreateSnapshot(body: unknown): CreateSnapshotRequest {
-  const value = object(body, ["name", "pinned", "priority", "labels"]);
+  const value = jsonObject(body, ["name", "pinned", "priority", "labels"]);
   return {
     name: checkSnapshotName(text(value.name, "name")),
     pinned: value.pinned === undefined ? false : flag(value.pinned, "pinned"),
@@ -124,7 +124,7 @@ export function parseCreateSnapshot(body: unknown): CreateSnapshotRequest {
 export const defaultPriority = 50;
 
 export function parseSnapshotChanges(body: unknown): SnapshotChanges {
-  const value = object(body, ["pinned", "priority", "labels"]);
+  const value = jsonObject(body, ["pinned", "priority", "labels"]);
   return {
     ...(value.pinned !== undefined && { pinned: flag(value.pinned, "pinned") }),
     ...(value.priority !== undefined && { priority: priority(value.priority) }),
@@ -133,10 +133,10 @@ export function parseSnapshotChanges(body: unknown): SnapshotChanges {
 }
 
 export function parsePropertyChanges(body: unknown): PropertyChanges {
-  const value = object(body, ["on_full", "staged_limit", "cache_limit", "reclaim_rate"]);
+  const value = jsonObject(body, ["on_full", "staged_limit", "cache_limit", "reclaim_rate"]);
   const onFull = value.on_full;
   if (onFull !== undefined && onFull !== "drop-snapshots" && onFull !== "refuse-writes") {
-    throw bad("'on_full' must be drop-snapshots or refuse-writes");
+    throw badRequest("'on_full' must be drop-snapshots or refuse-writes");
   }
   return {
     ...(onFull !== undefined && { on_full: onFull }),
@@ -149,10 +149,10 @@ export function parsePropertyChanges(body: unknown): PropertyChanges {
 const deleteLimit = 1000;
 
 export function parseDelete(body: unknown): { readonly ids: string[]; readonly dryRun: boolean } {
-  const value = object(body, ["snapshots", "dry_run"]);
+  const value = jsonObject(body, ["snapshots", "dry_run"]);
   const ids = value.snapshots;
   if (!Array.isArray(ids) || ids.length === 0 || ids.length > deleteLimit) {
-    throw bad(`'snapshots' must be a list of 1 to ${deleteLimit} names or uuids`);
+    throw badRequest(`'snapshots' must be a list of 1 to ${deleteLimit} names or uuids`);
   }
   return {
     ids: ids.map((id) => text(id, "snapshots")),
@@ -166,13 +166,13 @@ const uuidPattern = /^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
 export function parseEndHold(query: URLSearchParams): EndHoldRequest {
   for (const key of query.keys()) {
     if (key !== "attachment" && key !== "force")
-      throw bad(`unknown key '${key}': allowed are attachment, force`);
+      throw badRequest(`unknown key '${key}': allowed are attachment, force`);
   }
   const attachment = query.get("attachment");
   const force = query.get("force");
-  if (force !== null && force !== "1") throw bad("'force' must be 1");
-  if (attachment === null && force === null) throw bad("give attachment=UUID, force=1 or both");
-  if (attachment !== null && !uuidPattern.test(attachment)) throw bad("'attachment' must be a uuid");
+  if (force !== null && force !== "1") throw badRequest("'force' must be 1");
+  if (attachment === null && force === null) throw badRequest("give attachment=UUID, force=1 or both");
+  if (attachment !== null && !uuidPattern.test(attachment)) throw badRequest("'attachment' must be a uuid");
   return { force: force !== null, ...(attachment !== null && { attachment }) };
 }
 
@@ -181,7 +181,7 @@ export interface EndHoldAnswer {
 }
 
 export function parseCheck(body: unknown): { readonly data: boolean } {
-  const value = object(body, ["data"]);
+  const value = jsonObject(body, ["data"]);
   return { data: value.data === undefined ? false : flag(value.data, "data") };
 }
 

@@ -13,6 +13,11 @@ export type EventKind =
   | "server-stopping"
   | "client-connected"
   | "client-closed"
+  /** of the agent */
+  | "device-attached"
+  | "device-lost"
+  | "device-failed"
+  | "device-detached"
   | "hold-taken"
   | "hold-ended";
 
@@ -32,6 +37,8 @@ export interface EventInput {
   readonly snapshot?: string;
   readonly snapshotUuid?: string;
   readonly message: string;
+  /** the hub's own where absent */
+  readonly volume?: string;
 }
 
 const keptEvents = 1000;
@@ -51,7 +58,7 @@ export class EventHub {
     const event: EventRecord = {
       id: this.lastId,
       time: this.now().toISOString(),
-      volume: this.volume,
+      volume: input.volume ?? this.volume,
       kind: input.kind,
       snapshot: input.snapshot || null,
       snapshot_uuid: input.snapshotUuid || null,

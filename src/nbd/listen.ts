@@ -42,13 +42,19 @@ export function isLoopback(host: string): boolean {
 
 /** Listening descriptors that a service manager passed to this very process; clears the variables. */
 export function inheritedDescriptors(env: NodeJS.ProcessEnv, pid: number): number[] {
+  return inheritedByName(env, pid).map(({ fd }) => fd);
+}
+
+/** The same with the names that they were given or kept under ('' where there is none). */
+export function inheritedByName(env: NodeJS.ProcessEnv, pid: number): { fd: number; name: string }[] {
+  const names = (env.LISTEN_FDNAMES ?? "").split(":");
   const count = Number(env.LISTEN_FDS ?? 0);
   const meant = Number(env.LISTEN_PID ?? -1) === pid;
   delete env.LISTEN_PID;
   delete env.LISTEN_FDS;
   delete env.LISTEN_FDNAMES;
   if (!meant || !Number.isInteger(count) || count < 1) return [];
-  return Array.from({ length: count }, (_, index) => FIRST_INHERITED_FD + index);
+  return Array.from({ length: count }, (_, at) => ({ fd: FIRST_INHERITED_FD + at, name: names[at] ?? "" }));
 }
 
 /** Starts listening; resolves to the address clients can use (with the port that port 0 became). */

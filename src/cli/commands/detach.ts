@@ -1,13 +1,19 @@
-// `csnap detach --force VOLUME`: ends the read-write hold of an attachment whose host is gone, through
-// the server or on the store itself.
+// `csnap detach`: asks this host's agent to detach a device. With --force, where the volume is not
+// attached here: ends the read-write hold of an attachment whose host is gone, through the server or on
+// the store itself.
 //
 // DT1 A hold is ended only when the user has seen whose it is: on a terminal he is asked, else the
 //     line says it.
+import { resolve } from "node:path";
 import { createInterface } from "node:readline/promises";
 import type { Command } from "commander";
-import { CsnapError, usageError } from "../../volume/errors.js";
+import type { DeviceRecord } from "../../agent/model.js";
+import { unmount } from "../../agent/mount.js";
+import { AgentClient, agentSocketPath } from "../../agent/service.js";
+import { deviceIndex } from "../../agent/sysfs.js";
+import { CsnapError, codeOf } from "../../volume/errors.js";
 import type { HoldRecord } from "../../volume/model.js";
-import { parseObjectName } from "../../volume/names.js";
+import { isName } from "../../volume/names.js";
 import { withVolume } from "../access.js";
 import { type Context, contextOf, examples, jsonOption } from "../context.js";
 import { print, printJson, shortTime } from "../output.js";
@@ -21,30 +27,45 @@ interface DetachOptions {
 export function registerDetach(program: Command): void {
   const command = program
     .command("detach")
-    .summary("end the hold of an attachment whose host is gone")
+    .summary("detach a device, or end the hold of an attachment whose host is gone")
     .description(
-      "Ends the read-write hold of an attachment whose host is gone, so that others can attach or write. If that host comes back, its device fails instead of overwriting what others wrote.",
+      "Detaches a device of this host: named by its path, by what is attached, or by where it is mounted (it is unmounted first). A device in use is refused, and its users are named; --force takes it away all the same, and what was not written is lost. For a volume that is not attached here, --force ends the read-write hold of the host that is gone; if that host comes back, its device fails instead of overwriting what others wrote.",
     )
-    .argument("<volume>", "volume whose origin is held")
-    .option("--force", "yes, end the hold of another host")
+    .argument("<device|volume[@snapshot]|directory>", "what to detach")
+    .option("--force", "also a device in use, or the hold of another host")
     .option("--yes", "do not ask")
     .addOption(jsonOption())
-    .action((name: string, options: DetachOptions) => detach(contextOf(command), name, options));
-  examples(command, "csnap detach --force disk1", "csnap detach --force --yes disk1 --json");
+    .action((target: string, options: DetachOptions) => detach(contextOf(command), target, options));
+  examples(command, "csnap detach disk1@monday", "csnap detach --force disk1");
 }
 
-async function detach(context: Context, name: string, options: DetachOptions): Promise<void> {
-  const { volume, snapshot } = parseObjectName(name);
-  if (snapshot !== undefined)
-    throw usageError(`'${name}' is a snapshot, and those are held by nobody: name the volume, ${volume}`);
-  if (!options.force) {
-    throw usageError(
-      `detaching ends the hold on ${volume} of whichever host has it: say --force if that host is gone`,
-    );
+async function detach(context: Context, target: string, options: DetachOptions): Promise<void> {
+  const agent = new AgentClient(agentSocketPath(context.runDir));
+  try {
+    const devices = await detachHere(agent, target, options.force ?? false);
+    if (options.json) printJson(devices);
+    return;
+  } catch (error) {
+    const isElsewhere = codeOf(error) === "NOT_FOUND" || codeOf(error) === "NOT_SERVED";
+    if (!options.force || !isElsewhere || !isName(target)) throw error;
   }
-  const ended = await endHoldByForce(context, volume, options.yes ?? false);
-  if (options.json) printJson({ volume, ended });
-  else print(`the hold of attachment ${ended.attachment} on ${volume} is ended: ${describe(ended)}`);
+  const ended = await endHoldByForce(context, target, options.yes ?? false);
+  if (options.json) printJson({ volume: target, ended });
+  else print(`the hold of attachment ${ended.attachment} on ${target} is ended: ${describe(ended)}`);
+}
+
+/** A directory is unmounted first; only then is its device unused. */
+async function detachHere(agent: AgentClient, target: string, force: boolean): Promise<DeviceRecord[]> {
+  if (!target.startsWith("/") || deviceIndex(target) !== undefined) return await agent.detach(target, force);
+  const directory = resolve(target);
+  const found = (await agent.devices()).find((device) => device.mounts.includes(directory));
+  if (!found)
+    throw new CsnapError(
+      "NOT_FOUND",
+      `${directory} is where nothing of this host's agent is mounted: \`csnap devices\` lists what is`,
+    );
+  await unmount(directory);
+  return await agent.detach(found.attachment, force);
 }
 
 export async function endHoldByForce(context: Context, volume: string, yes: boolean): Promise<HoldRecord> {
