@@ -61,9 +61,13 @@ interface Waiter {
   readonly done: (phase: Phase, reason: string) => boolean;
 }
 
+type DeviceNews = "device-attached" | "device-lost" | "device-failed" | "device-detached";
+
 export class Agent {
   private readonly devices = new Map<string, Device>();
   private readonly watched = new Map<string, Watched>();
+  /** attachments whose device answers, as was last told */
+  private readonly working = new Set<string>();
   private readonly waiters = new Set<{ readonly uuid: string } & Waiter>();
   /** holds of attachments that are over, at servers that could not be told yet */
   private readonly owed = new Map<string, AttachmentRecord>();
@@ -314,26 +318,28 @@ export class Agent {
 
   private tell(device: Device, phase: Phase, reason: string): void {
     const { events, log } = this.options;
-    const at =
-      device.index === undefined ? device.exportName : `${device.exportName} (${devicePath(device.index)})`;
-    const kind = (
-      {
-        attached: "device-attached",
-        failed: "device-failed",
-        gone: "device-detached",
-        cutting: "device-lost",
-      } as const
-    )[phase as "attached"];
+    const kind = this.newsOf(device, phase);
     if (kind !== undefined) {
-      events.emit({
-        kind,
-        volume: device.wanted.volume,
-        snapshot: device.wanted.snapshot ?? "",
-        message: `${at} ${reason}`.trim(),
-      });
-      log(`${at}: ${phase}${reason && `: ${reason}`}`);
+      const at =
+        device.index === undefined ? device.exportName : `${device.exportName} (${devicePath(device.index)})`;
+      const { volume, snapshot } = device.wanted;
+      const message = `${at}${reason && `: ${reason}`}`;
+      events.emit({ kind, volume, snapshot: snapshot ?? "", message });
+      log(`${kind.replace("device-", "")} ${message}`);
     }
     for (const waiter of [...this.waiters]) if (waiter.uuid === device.uuid) waiter.done(phase, reason);
+  }
+
+  /** What of an attachment's phases is worth an event. */
+  private newsOf(device: Device, phase: Phase): DeviceNews | undefined {
+    if (phase === "failed") return "device-failed";
+    if (phase === "gone") return "device-detached";
+    if (phase === "attached" && !this.working.has(device.uuid)) {
+      this.working.add(device.uuid);
+      return "device-attached";
+    }
+    const isLost = phase === "cutting" || phase === "dialing" || phase === "waiting";
+    return isLost && this.working.delete(device.uuid) ? "device-lost" : undefined;
   }
 
   /** Resolves to the phase that `accepts` took, or to undefined after the limit. */

@@ -28,8 +28,8 @@ const blockBytes = 512;
 const dialLimitMs = 5_000;
 /** Unacknowledged TCP data for so long ends a connection. */
 export const silenceMs = 15_000;
-/** How long requests wait in the kernel where the attachment has no limit of its own: a year. */
-const hangSeconds = 365 * 24 * 3600;
+/** How long requests wait in the kernel where the attachment has no limit of its own: 23 days, nearly the most it takes. */
+const hangSeconds = 2_000_000;
 
 const goneLimitMs = 2_000;
 const gonePollMs = 10;
@@ -209,7 +209,9 @@ export class Device {
 
   private async dial(attempt: number, uris: readonly string[]): Promise<void> {
     const { uuid, readOnly, snapshot } = this.record;
-    const exportName = `${this.exportName}?attachment=${uuid}.${attempt}${readOnly && snapshot === null ? "&ro" : ""}`;
+    const isReconnect = this.index !== undefined;
+    const mode = snapshot !== null ? "" : readOnly ? "&ro" : isReconnect ? "&held" : "";
+    const exportName = `${this.exportName}?attachment=${uuid}.${attempt}${mode}`;
     const abort = new AbortController();
     this.aborts.add(abort);
     let failure: unknown;
@@ -234,7 +236,9 @@ export class Device {
     }
     if (abort.signal.aborted) return;
     const reason = failure === undefined ? "the server has no address for this host" : messageOf(failure);
-    const final = this.isNew && this.index === undefined && failure instanceof DialRefused;
+    // Whoever waits for a first connection is answered; a device whose hold was ended, or whose snapshot is
+    // gone, must not wait for ever.
+    const final = failure instanceof DialRefused && (isReconnect || this.isNew);
     this.give({ kind: "dial-failed", attempt, reason, final });
   }
 

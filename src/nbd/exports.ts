@@ -27,12 +27,17 @@ export interface ClientInfo {
   readonly identity?: Identity | undefined;
 }
 
-/** The agent's half of an export name, `EXPORT?attachment=UUID.TRY`, or `…&ro` for reading only. */
+/**
+ * The agent's half of an export name, `EXPORT?attachment=UUID.TRY`: `…&ro` for reading only, `…&held` for
+ * a reconnect, which never takes a hold anew.
+ */
 export interface Attachment {
   readonly uuid: string;
   readonly attempt: number;
   /** Asks for no hold; the connection can't write. */
   readonly readOnly: boolean;
+  /** The attachment has had its hold; if that was ended meanwhile, others may have written. */
+  readonly isHeld: boolean;
 }
 
 export interface ExportInfo {
@@ -109,7 +114,8 @@ export function transmissionFlags(info: ExportInfo, structuredReplies: boolean):
   return structuredReplies ? flags | f.SEND_DF : flags;
 }
 
-const ATTACHMENT = /^attachment=([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\.(0|[1-9][0-9]{0,15})(&ro)?$/;
+const ATTACHMENT =
+  /^attachment=([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\.(0|[1-9][0-9]{0,15})(&ro|&held)?$/;
 
 /** Splits an asked name; undefined if what follows the `?` is not an attachment. */
 export function parseExportName(asked: string): { name: string; attachment?: Attachment } | undefined {
@@ -120,6 +126,6 @@ export function parseExportName(asked: string): { name: string; attachment?: Att
   if (match?.[1] === undefined || !Number.isSafeInteger(attempt)) return undefined;
   return {
     name: asked.slice(0, mark),
-    attachment: { uuid: match[1], attempt, readOnly: match[3] !== undefined },
+    attachment: { uuid: match[1], attempt, readOnly: match[3] === "&ro", isHeld: match[3] === "&held" },
   };
 }

@@ -369,7 +369,8 @@ export class Handshake {
     purpose: ExportRequest["purpose"],
   ): { request: ExportRequest; info: ExportInfo } | Refusal {
     const parsed = parseExportName(asked);
-    if (parsed === undefined) return invalid(`'${asked}' is not EXPORT or EXPORT?attachment=UUID.TRY[&ro]`);
+    if (parsed === undefined)
+      return invalid(`'${asked}' is not EXPORT or EXPORT?attachment=UUID.TRY, &ro or &held behind it`);
     const request: ExportRequest = { ...parsed, client: this.#client, purpose };
     const info = this.#options.directory.resolve(request);
     return "refused" in info ? info : { request, info };

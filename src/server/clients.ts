@@ -60,7 +60,7 @@ export class Clients {
     const older = this.overtaken(attachment);
     if (older) return older;
     if (attachment.readOnly) return { ...info, readOnly: true };
-    return (info.kind === "origin" ? this.holds.refusal(attachment.uuid) : undefined) ?? info;
+    return (info.kind === "origin" ? this.holds.refusal(attachment) : undefined) ?? info;
   }
 
   /** C1. The NBD server's hook before GO and EXPORT_NAME succeed. */
@@ -73,7 +73,7 @@ export class Clients {
     // Meanwhile a still greater TRY may have come, or a detach.
     const overtaken = () => this.overtaken(attachment);
     if (isWritableOrigin(offered)) {
-      const refusal = await this.holds.take(attachment.uuid, hostOf(client), overtaken);
+      const refusal = await this.holds.take(attachment, hostOf(client), overtaken);
       if (refusal) return refusal;
     }
     return overtaken() ?? offered;

@@ -8,9 +8,11 @@
 //     that moment is not started (mayWrite).
 // HO3 A hold ends only after the connections that used it have ended, what they had issued included (F5).
 // HO4 Takes and ends happen one after the other, in the order they were asked for.
+// HO5 A reconnect keeps its hold or is refused: an attachment whose hold was ended, before a restart of
+//     the server or after, must not write over what others have written since.
 
 import type { NativeHold, NativeVolume } from "../native.js";
-import type { Refusal } from "../nbd/exports.js";
+import type { Attachment, Refusal } from "../nbd/exports.js";
 import { codeOf, messageOf } from "../volume/errors.js";
 import type { EndHoldRequest } from "../volume/operations.js";
 import { isoTime } from "../volume/sizes.js";
@@ -38,10 +40,11 @@ export class Holds {
   }
 
   /** Why this attachment can't have the origin read-write now; undefined: it can. */
-  refusal(attachment: string): Refusal | undefined {
+  refusal({ uuid: attachment, isHeld }: Attachment): Refusal | undefined {
     const { held, changing } = this;
     const { volume } = this.options;
     if (held?.attachment === attachment) return undefined;
+    if (isHeld) return { refused: "POLICY", text: endedText(volume) };
     if (held !== null) return { refused: "POLICY", text: heldText(volume, held) };
     if (changing !== undefined && changing !== attachment) {
       return {
@@ -72,9 +75,10 @@ export class Holds {
    * Takes the hold, or keeps it. `overtaken` is asked when its turn has come: what was asked for before
    * an end must not undo it. Throws where the volume has failed.
    */
-  take(attachment: string, host: string, overtaken: () => Refusal | undefined): Promise<Refusal | undefined> {
+  take(wanted: Attachment, host: string, overtaken: () => Refusal | undefined): Promise<Refusal | undefined> {
     return this.inTurn(async () => {
-      const refusal = overtaken() ?? this.refusal(attachment);
+      const attachment = wanted.uuid;
+      const refusal = overtaken() ?? this.refusal(wanted);
       if (refusal || this.held?.attachment === attachment) return refusal;
       this.changing = attachment;
       try {
@@ -121,6 +125,10 @@ export class Holds {
     this.queue = done.catch(() => {});
     return done;
   }
+}
+
+function endedText(volume: string): string {
+  return `this attachment's hold on ${volume} was ended, and others may have written since: detach its device and attach anew`;
 }
 
 function heldText(volume: string, { attachment, host, sinceNs }: NativeHold): string {

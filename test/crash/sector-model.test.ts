@@ -73,6 +73,15 @@ describe("the sector model", () => {
     late(volume.subarray(0, SECTOR));
     expect(() => late(old)).toThrow(`possible: ${next.value} `);
   });
+
+  it("may show what was overwritten again before the reply", () => {
+    const { model, volume } = start();
+    const check = model.beginRead(0, 1);
+    written(model, 0, 1, volume);
+    const between = Buffer.from(volume.subarray(0, SECTOR));
+    written(model, 0, 1, volume);
+    check(between);
+  });
 });
 
 describe("a cut", () => {

@@ -41,6 +41,8 @@ export class SectorModel {
   #nextValue = 1;
   readonly #possible: (readonly Operation[])[];
   readonly #cuts = new Set<Cut>();
+  /** What was issued during each read that is under way. */
+  readonly #reads = new Set<Operation[]>();
 
   constructor(readonly sectors: number) {
     const nothing: Operation = { value: 0, kind: "zero", first: 0, count: sectors, issued: 0, acked: 0 };
@@ -53,6 +55,7 @@ export class SectorModel {
     for (let sector = first; sector < first + count; sector++)
       this.#possible[sector] = [...this.at(sector), operation];
     for (const cut of this.#cuts) cut.during.push(operation);
+    for (const read of this.#reads) read.push(operation);
     return operation;
   }
 
@@ -71,9 +74,15 @@ export class SectorModel {
   /** What may be read from now on; check what was read with it after the reply. */
   beginRead(first: number, count: number): (data: Buffer) => void {
     const before = this.#possible.slice(first, first + count);
+    // Also what came and was overwritten again before the reply.
+    const during: Operation[] = [];
+    this.#reads.add(during);
     return (data) => {
+      this.#reads.delete(during);
       readValues(data, first).forEach((value, i) => {
-        const possible = [...(before[i] ?? []), ...this.at(first + i)];
+        const sector = first + i;
+        const meanwhile = during.filter((op) => op.first <= sector && sector < op.first + op.count);
+        const possible = [...(before[i] ?? []), ...meanwhile];
         if (!possible.some((operation) => operation.value === value))
           throw new Error(wrongSector(first + i, value, possible));
       });

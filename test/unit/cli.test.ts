@@ -26,7 +26,9 @@ const commands = [
   "get",
   "set",
   "status",
+  "attach",
   "detach",
+  "devices",
   "events",
   "check",
   "dump",
@@ -34,6 +36,7 @@ const commands = [
   "rename",
   "remove",
   "volume",
+  "agent",
   "demo",
 ];
 

@@ -98,6 +98,22 @@ const denied = async (client: NbdClient) => {
   expect((await client.answer(cookie as bigint)).error).toBe(EPERM);
 };
 
+describe("a reconnect", () => {
+  it("keeps its hold, and is refused once it was ended, over a restart of the server too", async () => {
+    const uuid = randomUUID();
+    (await attach(uuid)).destroy();
+    (await attach(uuid, 2, "&held")).destroy();
+    expect(await holder()).toBe(uuid);
+    expect((await endHold("?force=1")).status).toBe(200);
+    await volume.restart();
+    expect(await refused(form(uuid, 3, "&held"))).toMatch(/hold on vol was ended.*attach anew$/);
+    expect(await holder()).toBeUndefined();
+    expect(await info(form(uuid, 4, "&held"))).toMatch(/^POLICY/);
+    // Anew, under a new name, as anybody.
+    (await attach(randomUUID())).destroy();
+  });
+});
+
 describe("a hold", () => {
   it("check 57: is one attachment's; a second is told who has it, since when and what to do", async () => {
     const [first, second] = [randomUUID(), randomUUID()];
