@@ -374,7 +374,7 @@ describe("attachments", () => {
     });
     expect(seen).toEqual([
       { name: "vol", attachment: { uuid: UUID, attempt: 12, readOnly: false, isHeld: false }, purpose: "look" },
-      { name: "", attachment: { uuid: UUID, attempt: 13, readOnly: true }, purpose: "use" },
+      { name: "", attachment: { uuid: UUID, attempt: 13, readOnly: true, isHeld: false }, purpose: "use" },
     ]);
   });
 

@@ -18,6 +18,7 @@ function python(script: string, fd: number | "ignore", ...args: string[]) {
   const child = spawn("/usr/bin/python3", ["-c", script, ...args], {
     stdio: ["ignore", "pipe", "inherit", fd],
   });
+  if (child.stdout === null) throw new Error("python3 has no output");
   return createInterface({ input: child.stdout })[Symbol.asyncIterator]();
 }
 
