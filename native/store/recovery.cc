@@ -69,8 +69,8 @@ Status Recovery::run() {
     CSNAP_TRY(stamp());
   }
   CSNAP_TRY(apply_net_changes());
-  CSNAP_TRY(verify_unconfirmed());
   CSNAP_TRY(delete_incomplete());
+  CSNAP_TRY(verify_unconfirmed());
   store_.confirmed_ = end_.next_sequence - 1;
   store_.reserve_ = store_.reserve_blocks();
   if (store_.options_.look_only) return Status();
@@ -454,17 +454,6 @@ Status Recovery::verify_unconfirmed() {
         crc_of(store.device_, entry.location.block() * kBlockBytes, store.chunk_bytes());
     if (!stored.ok()) return stored.take_status();
     if (stored.value() == entry.crc) continue;
-    // The group's sync never returned, so nothing was overwritten on its strength (W2): the origin
-    // must still hold the content. If it does not, the content is lost, and that is said, not
-    // guessed.
-    const uint64_t offset = key.chunk * store.chunk_bytes();
-    const uint64_t origin_bytes = store.superblock_.origin_bytes;
-    bool in_origin = false;
-    if (offset < origin_bytes && store.options_.origin) {
-      Result<uint32_t> held = crc_of(*store.options_.origin, offset, origin_bytes - offset);
-      if (!held.ok()) return held.take_status();
-      in_origin = held.value() == entry.crc;
-    }
     Generation previous = 0;
     {
       Result<std::optional<Entry>> former = store.index_->before(key);
@@ -477,21 +466,33 @@ Status Recovery::verify_unconfirmed() {
     const Generation last = last_live(live, key.generation);
     const bool held = first != 0 && last != 0 && first <= last;
     store.counters_->add(held ? Holders{key.volume, first, last} : Holders{key.volume, 0, 0}, -1);
+    // The group's sync never returned, so nothing was overwritten on its strength (W2): the origin
+    // must still hold the content. If it does not, the content is lost, and that is said, not
+    // guessed. What no snapshot holds any more may be lost: with the last one gone, deleted or
+    // never completed, writes went in place without waiting for the sync.
+    bool dispensable = !held;
+    const uint64_t offset = key.chunk * store.chunk_bytes();
+    const uint64_t origin_bytes = store.superblock_.origin_bytes;
+    if (held && offset < origin_bytes && store.options_.origin) {
+      Result<uint32_t> found = crc_of(*store.options_.origin, offset, origin_bytes - offset);
+      if (!found.ok()) return found.take_status();
+      dispensable = found.value() == entry.crc;
+    }
     Entry finding = entry;
     finding.location =
-        Location::of(in_origin ? format::LocationKind::ERASED : format::LocationKind::LOST);
+        Location::of(dispensable ? format::LocationKind::ERASED : format::LocationKind::LOST);
     finding.crc = 0;
     bool erased = false;
     if (store.space_map_->free_blocks() < store.index_->blocks_needed(1))
       return Status(Code::NO_SPACE, store.device_.name() + ": no room to replay the journal");
-    if (in_origin)
+    if (dispensable)
       CSNAP_TRY(store.index_->erase(key, erased));
     else
       CSNAP_TRY(store.index_->insert(finding));
     // Not reusable before the RECOVERED record is durable; write_findings() lets it go.
     store.space_map_->free_held(entry.location.block(), run);
     findings_.push_back(finding);
-    (in_origin ? store.recovery_.dropped_entries : store.recovery_.lost_entries)++;
+    (dispensable ? store.recovery_.dropped_entries : store.recovery_.lost_entries)++;
     quarantine_.push_back(entry.location.block());
   }
   return Status();

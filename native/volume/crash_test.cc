@@ -100,7 +100,7 @@ std::map<std::string, uint64_t> explore(uint64_t seed, uint64_t wanted, bool mod
 TEST_CASE("crash exploration: histories alone, every reply and every read judged") {
   const uint64_t seed = seed_from_environment(0x1157);
   const char* tier = std::getenv("CSNAP_TIER");
-  uint64_t histories = tier && std::strcmp(tier, "full") == 0 ? 60'000 : 2'000;
+  uint64_t histories = tier && std::strcmp(tier, "full") == 0 ? 10'000 : 2'000;
   if (const char* given = std::getenv("CSNAP_HISTORIES"))
     histories = std::strtoull(given, nullptr, 0);
   if (std::getenv("CSNAP_SANITIZED")) histories /= 20;

@@ -554,7 +554,7 @@ const Shape kShapes[] = {
 
 uint64_t op_total() {
   const char* tier = std::getenv("CSNAP_TIER");
-  uint64_t total = tier && std::strcmp(tier, "full") == 0 ? 20'000'000 : 1'000'000;
+  uint64_t total = tier && std::strcmp(tier, "full") == 0 ? 5'000'000 : 1'000'000;
   if (std::getenv("CSNAP_SANITIZED")) total /= 20;
   return total;
 }
