@@ -38,7 +38,11 @@ async function localBackend(): Promise<Backend> {
         await letGo(`${pipe}.gone`);
       };
     },
-    vanish: (service) => rm(join(stateDir, "broker", service), { recursive: true }),
+    // In one step: the grant writes its record again as soon as it misses it.
+    vanish: async (service) => {
+      await rename(join(stateDir, "broker", service), join(stateDir, "vanished"));
+      await rm(join(stateDir, "vanished"), { recursive: true });
+    },
     close: () => rm(stateDir, { recursive: true, force: true }),
   };
 }

@@ -373,7 +373,11 @@ describe("attachments", () => {
       directory,
     });
     expect(seen).toEqual([
-      { name: "vol", attachment: { uuid: UUID, attempt: 12, readOnly: false, isHeld: false }, purpose: "look" },
+      {
+        name: "vol",
+        attachment: { uuid: UUID, attempt: 12, readOnly: false, isHeld: false },
+        purpose: "look",
+      },
       { name: "", attachment: { uuid: UUID, attempt: 13, readOnly: true, isHeld: false }, purpose: "use" },
     ]);
   });

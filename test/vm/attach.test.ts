@@ -1,0 +1,55 @@
+// Devices attached by the agent, on real kernels: the programs in the machine do the work, and this counts.
+import { spawn } from "node:child_process";
+import { mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { describe, it } from "vitest";
+import { collect } from "../support/csnap.js";
+
+const ROOT = fileURLToPath(new URL("../../", import.meta.url));
+const isFull = process.env.CSNAP_TIER === "full";
+const MINUTE_S = 60;
+const LIMIT_S = (isFull ? 90 : 10) * MINUTE_S;
+const DISK_BYTES = 2 * 2 ** 30;
+
+async function run(kernel: string, program: string, options: readonly string[] = []): Promise<void> {
+  const machine = ["--kernel", kernel, "--timeout", String(LIMIT_S), "--env", "CSNAP_TIER", ...options];
+  const { status, stdout, stderr } = await collect(
+    spawn("scripts/vm", [...machine, "--", "sh", `test/vm/attach.sh`, process.execPath, program], {
+      cwd: ROOT,
+      stdio: ["ignore", "pipe", "pipe"],
+    }),
+  );
+  console.log(stdout);
+  const last = stdout.trimEnd().split("\n").at(-1) ?? "";
+  if (status !== 0 || !/^[1-9]\d* passed, 0 failed$/.test(last))
+    throw new Error(`status ${status}, "${last}"\n${stdout}${stderr}`);
+}
+
+/** A sparse disk for the machine, gone afterwards. */
+async function withDisk(body: (path: string) => Promise<void>): Promise<void> {
+  const directory = mkdtempSync(join(tmpdir(), "csnap-attach."));
+  const path = join(directory, "disk");
+  try {
+    writeFileSync(path, "");
+    truncateSync(path, DISK_BYTES);
+    await body(path);
+  } finally {
+    rmSync(directory, { recursive: true });
+  }
+}
+
+for (const kernel of ["6.1", "6.12"])
+  describe(`devices on ${kernel}`, () => {
+    const limit = { timeout: LIMIT_S * 1000 };
+    it("server and agent are killed and restarted under a file system", limit, () =>
+      run(kernel, "attach-restarts.mjs"),
+    );
+    it("many attachments leave nothing behind", limit, () => run(kernel, "attach-many.mjs"));
+    it("another server and a second writer are refused", limit, () => run(kernel, "attach-refusals.mjs"));
+    it("one line each for what can't be; mounts; --on-lost", limit, () => run(kernel, "attach-words.mjs"));
+    it("server and device share a small machine", limit, () =>
+      withDisk((path) => run(kernel, "attach-memory.mjs", ["--memory", "512", "--disk", path])),
+    );
+  });
