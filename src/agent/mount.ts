@@ -23,10 +23,11 @@ export async function mountDevice(device: string, directory: string, readOnly: b
       "INVALID_ARGUMENT",
       `${device} holds no file system (is it on a partition?): mount what it holds by hand, or make one with mkfs`,
     );
-  const options = readOnly ? ["-o", readOnlyOptions[type] ?? "ro"] : [];
+  // _netdev: at shutdown the service manager must unmount it before it ends the agent and servers.
+  const options = ["_netdev", ...(readOnly ? [readOnlyOptions[type] ?? "ro"] : [])].join(",");
   await call(
     "mount",
-    ["-t", type, ...options, device, directory],
+    ["-t", type, "-o", options, device, directory],
     `${device} can't be mounted at ${directory}`,
   );
 }

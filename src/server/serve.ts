@@ -23,6 +23,7 @@ import { checkSocketPath, controlSocketPath } from "../volume/paths.js";
 import { version } from "../volume/version.js";
 import { Clients } from "./clients.js";
 import { VolumeExports } from "./exports.js";
+import { type Dependents, takePrecautions, warningsOf } from "./harden.js";
 import { Holds } from "./holds.js";
 import { ServiceNotifier } from "./notify.js";
 import type { ServePlan } from "./options.js";
@@ -58,6 +59,8 @@ export async function serveVolume(request: ServeRequest): Promise<void> {
   checkOriginIsFree(definition);
   const controlPath = checkSocketPath(controlSocketPath(runDir, definition.name));
   makeRunDir(runDir);
+  const isRoot = process.getuid?.() === 0;
+  const missing = takePrecautions(native);
   const instance = request.instance ?? randomUUID();
   const grant = await waitForLock(() => claimEpoch(request.broker, native, definition, "serve", instance));
   const term = new Term(grant, request.log);
@@ -76,9 +79,13 @@ export async function serveVolume(request: ServeRequest): Promise<void> {
       }),
     );
     checkIdentity(definition, volume);
-    server = new VolumeServer(request, volume, term, controlPath);
+    server = new VolumeServer(request, volume, term, controlPath, (dependents) =>
+      warningsOf(missing, isRoot, dependents),
+    );
     for (const event of early) server.onEvent(event);
     await server.start();
+    // Not before: a server that does not start says why in one line.
+    if (isRoot) for (const problem of missing) request.log(problem);
   } catch (error) {
     await server?.abandon();
     await volume?.close();
@@ -134,6 +141,7 @@ class VolumeServer {
     private readonly volume: NativeVolume,
     private readonly term: Term,
     private readonly controlPath: string,
+    warnings: (dependents: Dependents) => readonly string[],
   ) {
     const { native, definition, plan, log } = request;
     this.hub = new EventHub(definition.name);
@@ -159,6 +167,7 @@ class VolumeServer {
       server: () => this.record(),
       snapshotsChanged: () => this.exports.refresh(),
       hold: () => holds.current,
+      warnings: () => warnings({ holder: holds.current?.host, clients: this.clients.list() }),
       endHold: (which) => this.clients.endHold(which),
     });
     this.control = new ControlServer({

@@ -39,6 +39,8 @@ export interface DirectContext {
   readonly snapshotsChanged?: () => Promise<void>;
   /** The hold as the server knows it; the core's own figure may be a moment old. */
   readonly hold?: () => NativeHold | null;
+  /** What a person should know of how the server runs, a line each. */
+  readonly warnings?: () => readonly string[];
   /** How a server ends a hold: it has connections to close first. See VolumeOperations.endHold. */
   readonly endHold?: (which: EndHoldRequest) => Promise<NativeHold | null>;
 }
@@ -60,6 +62,7 @@ export class DirectOperations implements VolumeOperations {
       storePath,
       served: server !== undefined,
       server: server?.() ?? null,
+      warnings: this.context.warnings?.() ?? [],
     };
     const info = this.native.info();
     const { hold = () => info.hold } = this.context;

@@ -78,6 +78,8 @@ export interface VolumeRecord {
   readonly uuid: string;
   readonly state: VolumeState;
   readonly failure: string | null;
+  /** what a person should know and may want to remedy, a line each */
+  readonly warnings: readonly string[];
   /** how the store was found when it was opened */
   readonly found_clean: boolean;
   readonly suspect: boolean;
@@ -184,6 +186,8 @@ export interface RecordContext {
   /** false: opened by a command that only looks or changes something and goes */
   readonly served: boolean;
   readonly server: ServerRecord | null;
+  /** absent: none */
+  readonly warnings?: readonly string[];
 }
 
 export function volumeRecord(context: RecordContext, info: NativeVolumeInfo): VolumeRecord {
@@ -199,6 +203,7 @@ export function volumeRecord(context: RecordContext, info: NativeVolumeInfo): Vo
     uuid: info.volumeUuid,
     state: volumeState(context.served, info),
     failure: info.failed ? info.failure : null,
+    warnings: context.warnings ?? [],
     found_clean: info.clean,
     suspect: info.suspect,
     sync_failed: info.syncFailed,

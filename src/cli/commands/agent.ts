@@ -1,6 +1,6 @@
 // `csnap agent`: the host's daemon, in the foreground. It attaches exports as /dev/nbdX and keeps them
 // attached; ending it detaches nothing.
-import { mkdirSync, writeFileSync } from "node:fs";
+import { mkdirSync } from "node:fs";
 import type { Command } from "commander";
 import { Agent } from "../../agent/agent.js";
 import { RecordStore } from "../../agent/record.js";
@@ -8,8 +8,9 @@ import { AgentClient, AgentService, agentSocketPath } from "../../agent/service.
 import { openBroker } from "../../broker/open.js";
 import { EventHub } from "../../control/events.js";
 import { inheritedByName } from "../../nbd/listen.js";
+import { takePrecautions } from "../../server/harden.js";
 import { ServiceNotifier } from "../../server/notify.js";
-import { CsnapError, codeOf, messageOf } from "../../volume/errors.js";
+import { CsnapError, codeOf } from "../../volume/errors.js";
 import { loadNative } from "../../volume/load_native.js";
 import { checkSocketPath } from "../../volume/paths.js";
 import { version } from "../../volume/version.js";
@@ -37,8 +38,7 @@ async function runAgent(context: Context, options: AgentOptions): Promise<void> 
   const socketPath = checkSocketPath(agentSocketPath(context.runDir));
   await refuseSecond(socketPath);
   mkdirSync(context.runDir, { recursive: true, mode: 0o755 });
-  const problems = [...native.hardenProcess().problems, ...protectFromOom()];
-  for (const problem of problems) note(`agent: ${problem}`);
+  const problems = takePrecautions(native);
   const broker = openBroker(options.broker, context);
   const events = new EventHub("");
   const notifier = new ServiceNotifier(native, process.env, process.pid);
@@ -62,6 +62,8 @@ async function runAgent(context: Context, options: AgentOptions): Promise<void> 
   const ended = new Promise<NodeJS.Signals>((resolve) => {
     for (const signal of ["SIGTERM", "SIGINT"] as const) process.once(signal, resolve);
   });
+  // Not before: an agent that does not start says why in one line.
+  for (const problem of problems) note(`agent: ${problem}`);
   note(`agent: ready, socket ${socketPath}`);
   notifier.ready(`devices: ${agent.list().length}`, () => true);
   const signal = await ended;
@@ -81,15 +83,5 @@ async function refuseSecond(socketPath: string): Promise<void> {
     throw new CsnapError("BUSY", `an agent runs on this host already, process ${pid}: stop that one first`);
   } catch (error) {
     if (codeOf(error) !== "NOT_SERVED") throw error;
-  }
-}
-
-/** Without the agent no device comes back: it must be the last one that the kernel kills for memory. */
-function protectFromOom(): string[] {
-  try {
-    writeFileSync("/proc/self/oom_score_adj", "-1000");
-    return [];
-  } catch (error) {
-    return [`the kernel may kill it when memory is short (oom_score_adj: ${messageOf(error)})`];
   }
 }

@@ -1,5 +1,6 @@
 // `csnap status`: state, space and clients of volumes.
 import type { Command } from "commander";
+import { AgentClient, agentSocketPath } from "../../agent/service.js";
 import { listDefinitions } from "../../volume/definition.js";
 import { codeOf, messageOf } from "../../volume/errors.js";
 import type { ClientRecord, VolumeRecord, VolumeState } from "../../volume/model.js";
@@ -53,8 +54,21 @@ async function status(context: Context, name: string | undefined, json: boolean)
   }
 }
 
-function look(context: Context, name: string): Promise<VolumeRecord> {
-  return withVolume(context, name, "look", ({ operations }) => operations.status());
+async function look(context: Context, name: string): Promise<VolumeRecord> {
+  const record = await withVolume(context, name, "look", ({ operations }) => operations.status());
+  // A server that was started by an older csnap answers without warnings.
+  return { ...record, warnings: [...(record.warnings ?? []), ...(await agentWarnings(context, name))] };
+}
+
+/** What the agent of this host could not do for its devices of the volume. */
+async function agentWarnings(context: Context, volume: string): Promise<string[]> {
+  const agent = new AgentClient(agentSocketPath(context.runDir));
+  try {
+    const isUsed = (await agent.devices()).some((device) => device.volume === volume);
+    return isUsed ? (await agent.status()).problems.map((problem) => `agent: ${problem}`) : [];
+  } catch {
+    return []; // no agent, or none that this user may ask
+  }
 }
 
 function describeUnavailable({ volume, state, error }: Unavailable): string {
@@ -77,6 +91,7 @@ function describe(record: VolumeRecord): string {
   const lines = [
     `${styled(record.volume, "bold")}: ${state}, epoch ${record.epoch}${durability}`,
     ...(record.failure === null ? [] : [`  failure    ${record.failure}`]),
+    ...record.warnings.map((warning) => `  ${styled("warning", "yellow")}    ${warning}`),
     ...(record.suspect
       ? ["  suspect    the origin was changed behind the snapshots: do not trust them"]
       : []),
