@@ -10,6 +10,7 @@ import { counted, print, printJson } from "../output.js";
 
 interface DeleteOptions {
   readonly dryRun?: boolean;
+  readonly yes?: boolean;
   readonly json?: boolean;
 }
 
@@ -22,6 +23,7 @@ export function registerDelete(program: Command): void {
     )
     .argument("<volume@snapshot...>", "one or more snapshots")
     .option("--dry-run", "only say how much space would come free")
+    .option("--yes", "do not ask; without effect, for nothing is asked")
     .addOption(jsonOption())
     .action((names: string[], options: DeleteOptions) => deleteSnapshots(command, names, options));
   examples(
