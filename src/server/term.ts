@@ -8,6 +8,7 @@
 import { connect, type Socket } from "node:net";
 import type { Address, Epoch, Grant } from "../broker/broker.js";
 import { ClientHandshake } from "../nbd/client-handshake.js";
+import { parseNbdUri } from "../nbd/uri.js";
 import { CsnapError, messageOf } from "../volume/errors.js";
 
 const brokerLimitMs = 2000;
@@ -102,8 +103,6 @@ function probe(service: string, uri: string): Promise<void> {
 }
 
 function dial(uri: string): Socket {
-  const url = new URL(uri);
-  const path = url.searchParams.get("socket");
-  if (path !== null) return connect({ path });
-  return connect({ host: url.hostname.replace(/^\[|\]$/g, ""), port: Number(url.port) });
+  const { address } = parseNbdUri(uri);
+  return address.transport === "unix" ? connect({ path: address.path }) : connect(address);
 }
