@@ -132,15 +132,19 @@ Status Recovery::read_journal() {
     return Status(
         Code::CORRUPT,
         store_.device_.name() + ": the store says it was closed in order, but its journal goes on");
-  if (!(sb.state & format::kStateClean)) {
-    Result<bool> missed = store_.journal_->knows_confirmed(end_.next_sequence, store_.chain_);
-    if (!missed.ok()) return missed.take_status();
-    if (missed.value())
-      return Status(
-          Code::CORRUPT,
-          store_.device_.name() + ": journal record " + std::to_string(end_.next_sequence) +
-              " is damaged, and later ones depend on it; restore the store from a backup");
+  // What was confirmed is missing: known from a record, from the superblock itself, or from a later
+  // record behind the damaged one.
+  bool missed = verified_upto_ >= end_.next_sequence;
+  if (!missed && !(sb.state & format::kStateClean)) {
+    Result<bool> later = store_.journal_->knows_confirmed(end_.next_sequence, store_.chain_);
+    if (!later.ok()) return later.take_status();
+    missed = later.value();
   }
+  if (missed)
+    return Status(Code::CORRUPT, store_.device_.name() + ": journal record " +
+                                     std::to_string(end_.next_sequence) +
+                                     " is damaged or missing, though it was on stable storage; "
+                                     "restore the store from a backup");
   return Status();
 }
 

@@ -467,6 +467,14 @@ TEST_CASE("damage: superblocks, one or both, cut off, of a newer format") {
     sealed(damaged, slot, [](format::Superblock& sb) { sb.incompat = uint64_t{1} << 63; });
     CHECK(use(sample, damaged).opened.code() == Code::NEWER_FORMAT);
   }
+  // Confirmed records that the journal does not have are lost ones, in a store that was closed too.
+  for (const bool closed : {true, false}) {
+    const Sample made = make_sample(closed);
+    Bytes damaged = made.store;
+    for (int slot = 0; slot < 2; slot++)
+      sealed(damaged, slot, [](format::Superblock& sb) { sb.confirmed_sequence += 1000; });
+    CHECK(use(made, damaged).opened.code() == Code::CORRUPT);
+  }
   Bytes cut(sample.store.begin(), sample.store.end() - 4096);
   CHECK(use(sample, cut).opened.code() == Code::TRUNCATED);
   CHECK(use(sample, Bytes(kStoreBytes, 0)).opened.code() == Code::NOT_A_STORE);
