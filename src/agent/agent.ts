@@ -7,6 +7,7 @@
 // AG3 A server is never started from here because somebody asked for a device (F7).
 import { randomUUID } from "node:crypto";
 import { hostname } from "node:os";
+import { setTimeout as sleep } from "node:timers/promises";
 import type { Broker, BrokerEvent, Ticket } from "../broker/broker.js";
 import { ControlClient } from "../control/client.js";
 import type { EventHub } from "../control/events.js";
@@ -31,6 +32,7 @@ const attemptsPerRun = 1_000_000;
 /** How long `csnap attach` waits for a server that is not there. */
 const attachLimitMs = 10_000;
 const pollMs = 5_000;
+const endHoldLimitMs = 5_000;
 
 export interface AttachRequest {
   readonly volume: string;
@@ -71,6 +73,8 @@ export class Agent {
   private readonly waiters = new Set<{ readonly uuid: string } & Waiter>();
   /** holds of attachments that are over, at servers that could not be told yet */
   private readonly owed = new Map<string, AttachmentRecord>();
+  /** attachments that are over, while their hold is being ended */
+  private readonly forgetting = new Map<string, Promise<void>>();
   private readonly host: DeviceHost;
   private readonly firstAttempt: number;
   private deadLinks: { close(): void } | undefined;
@@ -83,9 +87,14 @@ export class Agent {
     this.host = {
       native,
       save: (record) => records.save(record),
-      forget: (device) => this.forget(device),
+      forget: (device) => {
+        const forgotten = this.forget(device).finally(() => this.forgetting.delete(device.uuid));
+        this.forgetting.set(device.uuid, forgotten);
+        return forgotten;
+      },
       keep: (device, fd) => this.keep(device, fd),
       tell: (device, phase, reason) => this.tell(device, phase, reason),
+      owes: (volume) => [...this.owed.values()].some((record) => record.volume === volume),
       log,
     };
   }
@@ -166,6 +175,7 @@ export class Agent {
     };
     this.options.records.save(record);
     const device = this.add(record, true, []);
+    void this.settle(volume);
     const outcome = await this.waitFor(
       device,
       (phase) => phase === "attached" || phase === "failed" || phase === "gone",
@@ -236,6 +246,11 @@ export class Agent {
           "BUSY",
           `${record.device ?? target} does not let go (${device.reason}): see \`csnap devices\``,
         );
+      // Whoever comes next may write, unless the server is away: then it is told when it is back.
+      const limit = new AbortController();
+      const late = sleep(endHoldLimitMs, undefined, { signal: limit.signal }).catch(() => {});
+      await Promise.race([this.forgetting.get(device.uuid), late]);
+      limit.abort();
       gone.push(record);
     }
     return gone;

@@ -120,6 +120,8 @@ export interface AttachmentOptions {
 
 /** The kernel tells of a dead socket within milliseconds; where it never does, a read will show. */
 const cutLimitMs = 1_500;
+/** The same where the connection's server has ended: its sockets are closed already. */
+const movedCutLimitMs = 200;
 const checkLimitMs = 2_000;
 const proofLimitMs = 2_000;
 const proofLimitMaxMs = 60_000;
@@ -269,9 +271,17 @@ export class Attachment {
       if (isNewer) this.#retryMs = retryFirstMs;
       this.#act({ kind: "disarm", timer: "retry" });
       this.#dial();
-    } else if (this.#phase === "attached" && address.epoch > this.#epoch) {
-      this.#lose(`the server has moved to epoch ${address.epoch}`);
+    } else if (address.epoch > this.#epoch) {
+      this.#moved(address.epoch);
     }
+  }
+
+  /** The term that the connection belongs to is over (F1), and with it the connection. */
+  #moved(epoch: bigint): void {
+    if (this.#phase === "attached" || this.#phase === "checking")
+      this.#lose(`the server has moved to epoch ${epoch}`);
+    // A connection that died unseen is never told of again: a restarted agent would wait in vain.
+    if (this.#phase === "cutting") this.#act({ kind: "arm", timer: "cut", ms: movedCutLimitMs });
   }
 
   #connectionMade(event: Extract<AttachmentEvent, { kind: "dialed" }>): void {
@@ -325,8 +335,7 @@ export class Attachment {
     this.#go("attached", "");
     this.#act({ kind: "save" });
     // The server may have moved meanwhile.
-    if (this.#address && this.#address.epoch > this.#epoch)
-      this.#lose(`the server has moved to epoch ${this.#address.epoch}`);
+    if (this.#address && this.#address.epoch > this.#epoch) this.#moved(this.#address.epoch);
   }
 
   #dead(): void {

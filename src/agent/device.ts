@@ -41,6 +41,8 @@ export interface DeviceHost {
   /** Keeps a dup of what the kernel was given beyond this process; undefined: nothing any more. */
   readonly keep: (device: Device, fd: number | undefined) => void;
   readonly tell: (device: Device, phase: Phase, reason: string) => void;
+  /** a hold of a former attachment of this volume on this host is still to be ended */
+  readonly owes: (volume: string) => boolean;
   readonly log: (line: string) => void;
 }
 
@@ -236,9 +238,11 @@ export class Device {
     }
     if (abort.signal.aborted) return;
     const reason = failure === undefined ? "the server has no address for this host" : messageOf(failure);
-    // Whoever waits for a first connection is answered; a device whose hold was ended, or whose snapshot is
-    // gone, must not wait for ever.
-    const final = failure instanceof DialRefused && (isReconnect || this.isNew);
+    // Whoever waits for a first connection is answered, unless it is our own former hold that is in the way;
+    // a device whose hold was ended, or whose snapshot is gone, must not wait for ever.
+    const isAnswer = isReconnect || (this.isNew && !this.host.owes(this.record.volume));
+    const isRefusal = failure instanceof DialRefused && failure.reply !== "SHUTDOWN";
+    const final = isRefusal && isAnswer;
     this.give({ kind: "dial-failed", attempt, reason, final });
   }
 

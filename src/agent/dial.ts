@@ -98,6 +98,8 @@ function handshake<T>(
   use: (socket: Socket, offer: ServerOffer) => T,
 ): Promise<T> {
   const { uri, exportName, limitMs, signal } = options;
+  /** for a person: without the agent's half */
+  const name = exportName.replace(/\?.*/, "");
   return new Promise<T>((resolve, reject) => {
     const socket = openSocket(uri);
     const machine = new ClientHandshake(purpose, exportName);
@@ -127,7 +129,7 @@ function handshake<T>(
         if (action.kind === "send") socket.write(action.bytes);
         else if (action.kind === "broken") fail(new CsnapError("PROTOCOL", `${uri}: ${action.reason}`));
         else if (action.kind === "refused")
-          fail(new DialRefused(action.error, `${uri} refuses ${exportName}: ${action.text || action.error}`));
+          fail(new DialRefused(action.error, `${uri} refuses ${name}: ${action.text || action.error}`));
         else
           end(() => {
             try {

@@ -6,7 +6,9 @@
  * nothing reaches it would show nothing.
  */
 import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
 import { createHash, randomUUID } from "node:crypto";
+import { once } from "node:events";
 import { readFileSync } from "node:fs";
 import { dial, look } from "../../dist/agent/dial.js";
 import { native } from "../../dist/native.js";
@@ -44,23 +46,36 @@ async function attachedDevice() {
   return device;
 }
 
-/** Failed, said so by `csnap devices` and by every read and write. */
+/** A process that has the device open, as a file system or a database would. */
+async function opened(device) {
+  const child = spawn("sh", ["-c", `exec 9<>${device}; echo open; exec sleep 1000`], {
+    stdio: ["ignore", "pipe", "inherit"],
+  });
+  await once(child.stdout, "data");
+  return async () => {
+    const gone = once(child, "exit");
+    child.kill();
+    await gone;
+  };
+}
+
+/** Failed, said so by `csnap devices` and, as long as somebody has it open, by every read and write. */
 async function failsLoudly({ attachment, device }, why) {
   const failed = await rig.inState(attachment, "failed");
-  console.log(`    ${failed.device} ${failed.state}: ${failed.reason}`);
+  console.log(`    ${device} ${failed.state}: ${failed.reason}`);
   assert.match(failed.reason, why);
-  const table = await rig.ok(["devices"]);
-  assert.match(table, /failed: /);
-  const read = await readBlock(device);
-  assert.notEqual(read.status, 0, "a read of a failed device succeeds");
-  const write = await writeBlock(device);
-  assert.notEqual(write.status, 0, "a write to a failed device succeeds");
+  assert.match(await rig.ok(["devices"]), /failed: /);
+  for (const attempt of [await readBlock(device), await writeBlock(device)]) {
+    assert.equal(attempt.status, 1);
+    assert.match(attempt.text, /Input\/output error/);
+  }
 }
 
 async function behindImpostor(change, body) {
   server = server.exitCode === null && server.signalCode === null ? server : await startServer();
   const { identity, epoch } = await look(ask("disk1"));
   const device = await attachedDevice();
+  const close = await opened(device.device);
   await stop(server, "SIGTERM");
   const before = content();
   const impostor = new Impostor();
@@ -69,9 +84,12 @@ async function behindImpostor(change, body) {
   try {
     await body(device, impostor);
   } finally {
-    await agent.detach(device.attachment, true).catch(() => {});
+    await agent.detach(device.attachment, true);
+    await close();
     await impostor.stop();
   }
+  await until("the kernel has let go", () => rig.configured().length === 0);
+  assert.notEqual((await writeBlock(device.device)).status, 0, "a device that is gone takes a write");
   assert.equal(content(), before, "the origin has changed");
 }
 
@@ -146,11 +164,12 @@ await test("a plain client that may write is there: attach is refused", async ()
   await refusedLine(["attach", "disk1"], /disk1 can't be attached: .*writ/);
   native.shutdownSocket(plain.fd);
   native.closeDescriptor(plain.fd);
-  await until("the plain client is gone", async () => (await rig.server().status()).clients.length === 0);
+  await until("the plain client is gone", async () => (await rig.server().status()).server.clients.length === 0);
 });
 
 await test("a device whose hold another has got fails, writes nothing, and leaves that hold alone", async () => {
   const device = await attachedDevice();
+  const close = await opened(device.device);
   const other = randomUUID();
   await rig.server().endHold({ attachment: device.attachment, force: true });
   const held = await dial(native, ask(`disk1?attachment=${other}.1`), 10_000);
@@ -159,8 +178,9 @@ await test("a device whose hold another has got fails, writes nothing, and leave
   assert.equal(content(), before);
   assert.equal(await holdOf(), other);
   await agent.detach(device.attachment, true);
+  await close();
   assert.equal(await holdOf(), other);
   native.closeDescriptor(held.fd);
-  assert.deepEqual(rig.configured(), []);
+  await until("the kernel has let go", () => rig.configured().length === 0);
 });
 finish();
