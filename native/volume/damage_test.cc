@@ -472,7 +472,8 @@ TEST_CASE("damage: superblocks, one or both, cut off, of a newer format") {
     const Sample made = make_sample(closed);
     Bytes damaged = made.store;
     for (int slot = 0; slot < 2; slot++)
-      sealed(damaged, slot, [](format::Superblock& sb) { sb.confirmed_sequence += 1000; });
+      sealed(damaged, slot,
+             [](format::Superblock& sb) { sb.confirmed_sequence = sb.confirmed_sequence + 1000; });
     CHECK(use(made, damaged).opened.code() == Code::CORRUPT);
   }
   Bytes cut(sample.store.begin(), sample.store.end() - 4096);

@@ -273,18 +273,17 @@ class VolumeServer {
 
   /** SV3; a second signal, or the limit, cuts. */
   private async drain(): Promise<void> {
-    const cut = () => void this.clients.closeAll();
+    const cut = (why: string) => {
+      // Once all have ended a signal changes nothing: the volume is being closed.
+      if (this.clients.count === 0) return;
+      this.request.log(`${why}: cutting what is left, connections: ${this.clients.count}`);
+      void this.clients.closeAll();
+    };
     process.on("SIGTERM", cut).on("SIGINT", cut);
-    const timer = setTimeout(() => {
-      this.request.log(
-        `${this.clients.count} connections did not end in ${drainLimitMs / 1000} s: cutting them`,
-      );
-      cut();
-    }, drainLimitMs);
+    const timer = setTimeout(() => cut(`not done in ${drainLimitMs / 1000} s`), drainLimitMs);
     this.clients.drainAll();
     await this.clients.allEnded();
     clearTimeout(timer);
-    // From here on a signal changes nothing: the volume is being closed.
   }
 
   /** SV2: W9. Connections are cut, not answered, so that clients can wait for a repaired server. */

@@ -1,7 +1,7 @@
 /*
  * Preloaded into a csnap server by server-gate.ts: every fdatasync asks at the unix socket $CSNAP_TEST_GATE
- * before it begins, "PATH\n", and goes on when a byte comes back (or nobody listens). So a test sees each sync,
- * and decides when it happens.
+ * before it begins, "PATH\n", and goes on when a byte comes back (or nobody listens); the byte 'e' makes it fail.
+ * So a test sees each sync, and decides when it happens and whether.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -13,28 +13,31 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-static void ask(int fd) {
+/* Whether the sync is to be done. */
+static int ask(int fd) {
   struct sockaddr_un address = {.sun_family = AF_UNIX};
-  char link[64], path[4096];
+  char link[64], path[4096], answer = 0;
   ssize_t length;
   int gate;
   const char *name = getenv("CSNAP_TEST_GATE");
-  if (name == NULL || strlen(name) >= sizeof address.sun_path) return;
+  if (name == NULL || strlen(name) >= sizeof address.sun_path) return 1;
   strcpy(address.sun_path, name);
   snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
   length = readlink(link, path, sizeof path - 1);
-  if (length < 0) return;
+  if (length < 0) return 1;
   path[length++] = '\n';
   gate = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  if (gate < 0) return;
+  if (gate < 0) return 1;
   if (connect(gate, (struct sockaddr *)&address, sizeof address) == 0 &&
       send(gate, path, (size_t)length, MSG_NOSIGNAL) == length)
-    while (recv(gate, path, 1, 0) < 0 && errno == EINTR) continue;
+    while (recv(gate, &answer, 1, 0) < 0 && errno == EINTR) continue;
   close(gate);
+  return answer != 'e';
 }
 
 int fdatasync(int fd) {
   int (*real)(int) = (int (*)(int))dlsym(RTLD_NEXT, "fdatasync");
-  ask(fd);
-  return real(fd);
+  if (ask(fd)) return real(fd);
+  errno = EIO;
+  return -1;
 }

@@ -1,5 +1,5 @@
 /**
- * Storage that syncs when a test says so: server-gate.c, preloaded into a server, asks here before each fdatasync.
+ * Storage that syncs, or fails to, when a test says so: server-gate.c, preloaded into a server, asks here before each fdatasync.
  * Needs a C compiler.
  */
 import { execFileSync } from "node:child_process";
@@ -13,6 +13,7 @@ export class SyncGate {
   readonly #server: Server;
   readonly #held: { path: string; socket: Socket }[] = [];
   #holding: (path: string) => boolean = () => false;
+  #failing: (path: string) => boolean = () => false;
   #wake = () => {};
 
   private constructor(
@@ -39,7 +40,8 @@ export class SyncGate {
 
   #ask(path: string, socket: Socket): void {
     this.asked.push(path);
-    if (this.#holding(path)) this.#held.push({ path, socket });
+    if (this.#failing(path)) socket.end("e");
+    else if (this.#holding(path)) this.#held.push({ path, socket });
     else socket.end("g");
     this.#wake();
   }
@@ -47,6 +49,11 @@ export class SyncGate {
   /** From now on, syncs of files whose path ends so wait for release(). */
   hold(suffix: string): void {
     this.#holding = (path) => path.endsWith(suffix);
+  }
+
+  /** From now on, syncs of files whose path ends so fail with EIO. */
+  fail(suffix: string): void {
+    this.#failing = (path) => path.endsWith(suffix);
   }
 
   /** Resolves when a sync is held. */
