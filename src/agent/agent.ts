@@ -23,6 +23,7 @@ import {
   configuredDevices,
   deviceIndex,
   devicePath,
+  mayAdminister,
   mountsOfDevice,
   sizeBytesOf,
 } from "./sysfs.js";
@@ -81,7 +82,13 @@ export class Agent {
   private timer: NodeJS.Timeout | undefined;
   private probing = false;
 
+  /** Throws PERMISSION where the kernel would refuse every device. */
   constructor(private readonly options: AgentOptions) {
+    if (!mayAdminister())
+      throw new CsnapError(
+        "PERMISSION",
+        "the agent needs root (CAP_SYS_ADMIN), or the kernel refuses it every device: run `csnap agent` as root",
+      );
     const { native, records, log } = options;
     this.firstAttempt = records.nextRun() * attemptsPerRun;
     this.host = {

@@ -67,6 +67,13 @@ export function queueValue(index: number, name: string): string | undefined {
   return readAttribute(index, join("queue", name));
 }
 
+/** Has this process CAP_SYS_ADMIN, which the kernel asks for where devices are made? */
+export function mayAdminister(): boolean {
+  const line = readLines("/proc/self/status").find((each) => each.startsWith("CapEff:"));
+  const capSysAdmin = 1n << 21n;
+  return line !== undefined && (BigInt(`0x${line.slice("CapEff:".length).trim()}`) & capSysAdmin) !== 0n;
+}
+
 /** One line a user of the device or of a partition of it, as far as this host can tell. */
 export function usersOf(index: number): string[] {
   const own = `nbd${index}`;

@@ -164,7 +164,10 @@ await test("a plain client that may write is there: attach is refused", async ()
   await refusedLine(["attach", "disk1"], /disk1 can't be attached: .*writ/);
   native.shutdownSocket(plain.fd);
   native.closeDescriptor(plain.fd);
-  await until("the plain client is gone", async () => (await rig.server().status()).server.clients.length === 0);
+  await until(
+    "the plain client is gone",
+    async () => (await rig.server().status()).server.clients.length === 0,
+  );
 });
 
 await test("a device whose hold another has got fails, writes nothing, and leaves that hold alone", async () => {
