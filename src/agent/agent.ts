@@ -176,6 +176,7 @@ export class Agent {
       since: new Date().toISOString(),
       failure: null,
       ending: false,
+      mayHold: false,
       device: null,
       identity: null,
       epoch: "0",
@@ -394,7 +395,7 @@ export class Agent {
   private async forget(device: Device): Promise<void> {
     this.devices.delete(device.uuid);
     const { wanted } = device;
-    if (device.isReadOnly || wanted.identity === null) {
+    if (!wanted.mayHold) {
       this.options.records.remove(wanted.uuid);
       return;
     }

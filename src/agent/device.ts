@@ -214,6 +214,12 @@ export class Device {
     const isReconnect = this.index !== undefined;
     const mode = snapshot !== null ? "" : readOnly ? "&ro" : isReconnect ? "&held" : "";
     const exportName = `${this.exportName}?attachment=${uuid}.${attempt}${mode}`;
+    try {
+      this.expectHold();
+    } catch (error) {
+      this.give({ kind: "dial-failed", attempt, reason: messageOf(error), final: false });
+      return;
+    }
     const abort = new AbortController();
     this.aborts.add(abort);
     let failure: unknown;
@@ -244,6 +250,14 @@ export class Device {
     const isRefusal = failure instanceof DialRefused && failure.reply !== "SHUTDOWN";
     const final = isRefusal && isAnswer;
     this.give({ kind: "dial-failed", attempt, reason, final });
+  }
+
+  /** Before a server can give it: its answer may be lost, and so may this process. */
+  private expectHold(): void {
+    if (this.record.mayHold || this.isReadOnly) return;
+    const record = { ...this.record, mayHold: true };
+    this.host.save(record);
+    this.record = record;
   }
 
   private hangUp(attempt: number): void {

@@ -37,6 +37,8 @@ export interface AttachmentRecord {
   readonly failure: string | null;
   /** a detach has begun: it is to be finished */
   readonly ending: boolean;
+  /** a server may have given it a hold, which is to be ended with it; never unset */
+  readonly mayHold: boolean;
   readonly device: number | null;
   readonly identity: Identity | null;
   readonly epoch: string;
@@ -125,6 +127,7 @@ function parseRecord(text: string): AttachmentRecord {
     typeof record.uuid === "string" &&
     typeof record.volume === "string" &&
     typeof record.readOnly === "boolean" &&
+    typeof record.mayHold === "boolean" &&
     typeof record.onLost?.mode === "string" &&
     (record.device === null || Number.isSafeInteger(record.device)) &&
     /^\d+$/.test(record.epoch);

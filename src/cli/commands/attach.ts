@@ -13,7 +13,7 @@ interface AttachOptions {
   readonly device?: number;
   readonly readOnly?: boolean;
   readonly mount?: string;
-  readonly onLost?: number | null;
+  readonly onLost?: number | "hang";
   readonly connections?: number;
   readonly json?: boolean;
 }
@@ -54,7 +54,7 @@ async function attach(context: Context, name: string, options: AttachOptions): P
     snapshot: snapshot ?? null,
     read_only: options.readOnly ?? false,
     device: options.device ?? null,
-    error_after_ms: options.onLost ?? null,
+    error_after_ms: typeof options.onLost === "number" ? options.onLost : null,
   };
   const record = await client.attach(body);
   if (options.mount !== undefined) await mountIt(client, record, options.mount);
@@ -78,8 +78,9 @@ function parseDevice(text: string): number {
   return index;
 }
 
-function parseOnLost(text: string): number | null {
-  if (text === "hang") return null;
+/** Milliseconds, or "hang" (commander takes a null for no value). */
+function parseOnLost(text: string): number | "hang" {
+  if (text === "hang") return "hang";
   if (text === "error") return defaultErrorMs;
   if (!text.startsWith("error:"))
     throw new InvalidArgumentError("it must be hang, error, or error:TIME as in error:90s");
