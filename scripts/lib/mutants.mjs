@@ -35,15 +35,21 @@ function put(path, text) {
   writeFileSync(target, text);
 }
 
+/** Only source: fixtures are read where they are. */
+const SOURCE = /\.(h|cc|ts|def|md|json|mjs|c)$/;
+
 function copyTree() {
   mkdirSync(copyDir, { recursive: true });
-  const files = filesBelow(join(projectDir, 'native'));
-  for (const path of files) put(path, readFileSync(join(projectDir, path), 'utf8'));
-  for (const path of existsSync(join(copyDir, 'native')) ? readdirSync(join(copyDir, 'native'), { recursive: true }) : []) {
-    if (!existsSync(join(projectDir, 'native', path))) rmSync(join(copyDir, 'native', path), { recursive: true, force: true });
+  for (const directory of ['native', 'src', 'test']) {
+    const files = filesBelow(join(projectDir, directory)).filter((path) => SOURCE.test(path) && !path.includes('/fixtures/'));
+    for (const path of files) put(path, readFileSync(join(projectDir, path), 'utf8'));
+    const copied = join(copyDir, directory);
+    for (const path of existsSync(copied) ? readdirSync(copied, { recursive: true }) : []) {
+      if (!existsSync(join(projectDir, directory, path))) rmSync(join(copied, path), { recursive: true, force: true });
+    }
   }
-  put('binding.gyp', readFileSync(join(projectDir, 'binding.gyp'), 'utf8'));
-  put('package.json', readFileSync(join(projectDir, 'package.json'), 'utf8'));
+  for (const path of ['binding.gyp', 'package.json', 'tsconfig.json', 'tsconfig.test.json', 'vitest.config.ts'])
+    put(path, readFileSync(join(projectDir, path), 'utf8'));
   if (!existsSync(join(copyDir, 'node_modules'))) symlinkSync('../node_modules', join(copyDir, 'node_modules'));
 }
 
@@ -63,8 +69,8 @@ function readMutants() {
       for (const key of ['find', 'replace']) if (Array.isArray(mutant[key])) mutant[key] = mutant[key].join('\n');
       for (const key of text) if (typeof mutant[key] !== 'string') stop(`${name} lacks the text "${key}"`);
       if (!/^([WF]\d+|-)$/.test(mutant.rule)) stop(`${name}: rule "${mutant.rule}" is not like W2, F1 or -`);
-      if (typeof mutant.tests !== 'string' && typeof mutant.command !== 'string')
-        stop(`${name} names neither "tests" nor "command"`);
+      const ways = ['tests', 'command', 'vitest'].filter((key) => typeof mutant[key] === 'string');
+      if (ways.length !== 1) stop(`${name} must name one of "tests", "command" and "vitest"`);
       return { name: name.replace(/\.json$/, ''), env: {}, ...mutant };
     });
 }
@@ -88,6 +94,7 @@ function build() {
 /** { red, how }: what the mutant's test says about the program as it was last built. */
 function runTests(mutant) {
   const options = { cwd: copyDir, env: { ...process.env, ...mutant.env }, timeout: SECONDS_MAX * 1000, killSignal: 'SIGKILL' };
+  if (mutant.vitest !== undefined) return runVitest(mutant, options);
   const result =
     mutant.command !== undefined
       ? run('bash', ['-euc', mutant.command], options)
@@ -102,15 +109,22 @@ function runTests(mutant) {
   return { red: result.status !== 0, how, output: result.output };
 }
 
+function runVitest(mutant, options) {
+  const result = run('npx', ['--no-install', 'vitest', 'run', '--project', 'unit', mutant.vitest], options);
+  if (result.error) stop(`${mutant.name}: ${result.error.message}`);
+  if (!/Tests .*(passed|failed)/.test(result.output)) stop(`${mutant.name}: no test ran:\n${result.output.slice(-2000)}`);
+  return { red: result.status !== 0, how: `status ${result.status}`, output: result.output };
+}
+
 /** The tests of all mutants must be green before one of them is changed (M2). */
 function checkGreen(mutants) {
   const seen = new Set();
   for (const mutant of mutants) {
-    const key = JSON.stringify([mutant.tests, mutant.command, mutant.env]);
+    const key = JSON.stringify([mutant.tests, mutant.command, mutant.vitest, mutant.env]);
     if (seen.has(key)) continue;
     seen.add(key);
     const { red, how, output } = runTests(mutant);
-    if (red) stop(`the unchanged program fails ${mutant.tests ?? mutant.command} (${how}):\n${output.slice(-4000)}`);
+    if (red) stop(`the unchanged program fails ${mutant.tests ?? mutant.command ?? mutant.vitest} (${how}):\n${output.slice(-4000)}`);
   }
 }
 
@@ -131,7 +145,7 @@ function restore(path) {
 function judge(mutant) {
   const problem = apply(mutant);
   if (problem) return { killed: false, how: problem };
-  const built = build();
+  const built = mutant.vitest === undefined ? build() : { status: 0 };
   if (built.status !== 0) return { killed: false, how: `it does not build:\n${built.output.slice(-2000)}` };
   const { red, how } = runTests(mutant);
   return { killed: red, how: red ? how : 'its test stayed green' };
