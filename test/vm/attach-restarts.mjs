@@ -3,7 +3,7 @@
  * killed and restarted: no error may reach the file system, nothing acknowledged may be lost. Prints how long I/O stood
  * still. Run by attach.test.ts, or by hand:
  *     scripts/vm [--kernel 6.12] --timeout 0 -- node test/vm/attach-restarts.mjs
- * Its last line is "N passed, N failed". CSNAP_TIER=full: 20 rounds of each kind, else 5.
+ * Its last line is "N passed, N failed". CSNAP_TIER=full: 20 rounds of each kind, else 3.
  *
  * The stall of an event is the longest gap between two completions of the writer that touches the time from the signal to
  * the third completion after everything is ready again; the outage is from the signal to the last `ready` line.
@@ -16,7 +16,7 @@ import { fileURLToPath } from "node:url";
 import * as rig from "./attach-rig.mjs";
 import { agent, finish, now, run, startAgent, startServer, stop, test, until } from "./attach-rig.mjs";
 
-const ROUNDS = rig.isFull ? 20 : 5;
+const ROUNDS = rig.isFull ? 20 : 3;
 /** After a crash requests that were under way are repeated by the kernel's timer of about a second. */
 const CRASH_LIMIT_S = 1.2;
 const PLANNED_LIMIT_S = 0.4;
@@ -183,6 +183,19 @@ await test(
   limit,
 );
 
+console.log("kind          rounds  outage(med)  stall(med)  stall(max)  over outage(med)  (max)   [s]");
+for (const row of table) {
+  const s = (value, width) => value.toFixed(2).padStart(width);
+  console.log(
+    row.kind.padEnd(14) +
+      String(row.rounds).padStart(6) +
+      s(row.outageMedian, 13) +
+      s(row.stallMedian, 12) +
+      s(row.stallMax, 12) +
+      s(row.overMedian, 18) +
+      s(row.overMax, 7),
+  );
+}
 // --- what became of it -----------------------------------------------------------------------------------------------
 
 await test("fio has verified what it wrote, the writer had no error", async () => {
@@ -216,17 +229,4 @@ await test("the store is whole", async () => {
   await rig.ok(["check", "disk1", "--data"]);
 });
 
-console.log("kind          rounds  outage(med)  stall(med)  stall(max)  over outage(med)  (max)   [s]");
-for (const row of table) {
-  const s = (value, width) => value.toFixed(2).padStart(width);
-  console.log(
-    row.kind.padEnd(14) +
-      String(row.rounds).padStart(6) +
-      s(row.outageMedian, 13) +
-      s(row.stallMedian, 12) +
-      s(row.stallMax, 12) +
-      s(row.overMedian, 18) +
-      s(row.overMax, 7),
-  );
-}
 finish();
