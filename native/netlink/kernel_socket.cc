@@ -23,14 +23,13 @@ Status set(int fd, int level, int option, int value, const char* name) {
 }
 
 // With CAP_NET_ADMIN beyond the system's bound. Without it a TCP socket stays as it is: its own
-// tuning reaches further than a bounded setting would.
-void enlarge(int fd, bool tcp) {
+// tuning reaches further than a bounded setting would. A unix socket stays as it is in any case:
+// what is under way in it is taken from the memory the kernel keeps for writing back, a few MiB
+// where memory is short, and a send that finds none left breaks the connection.
+void enlarge(int fd) {
   const int bytes = kBufferBytes;
-  for (const int option : {SO_SNDBUFFORCE, SO_RCVBUFFORCE}) {
-    if (setsockopt(fd, SOL_SOCKET, option, &bytes, sizeof bytes) == 0 || tcp) continue;
-    const int plain = option == SO_SNDBUFFORCE ? SO_SNDBUF : SO_RCVBUF;
-    (void)setsockopt(fd, SOL_SOCKET, plain, &bytes, sizeof bytes);
-  }
+  for (const int option : {SO_SNDBUFFORCE, SO_RCVBUFFORCE})
+    (void)setsockopt(fd, SOL_SOCKET, option, &bytes, sizeof bytes);
 }
 
 Status set_up_tcp(int fd, uint32_t silence_ms) {
@@ -62,8 +61,10 @@ Result<UniqueFd> prepare_kernel_socket(int fd, uint32_t silence_ms) {
   const int flags = fcntl(copy.get(), F_GETFL);
   if (flags < 0 || fcntl(copy.get(), F_SETFL, flags & ~O_NONBLOCK) != 0)  // K1
     return Status::from_errno(errno, "a socket can't be made blocking");
-  if (tcp) CSNAP_TRY(set_up_tcp(copy.get(), silence_ms));  // K2
-  enlarge(copy.get(), tcp);
+  if (tcp) {
+    CSNAP_TRY(set_up_tcp(copy.get(), silence_ms));  // K2
+    enlarge(copy.get());
+  }
   return copy;
 }
 
