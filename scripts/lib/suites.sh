@@ -4,13 +4,13 @@
 # U1 Cheap suites come first, as a developer wants to learn of a mistake early; then the longest.
 # U2 A budget includes building what only this suite needs, beside another suite.
 
-readonly SUITES=(lint unit vm native native-asan native-tsan simulation wire crash fuzz package)
+readonly SUITES=(lint unit devices native native-asan vm native-tsan simulation wire crash fuzz package)
 readonly SLOTS_MAX=2
 
 # Minutes in the default tier and with --full.
-declare -rA BUDGET_QUICK=([lint]=4 [unit]=6 [vm]=20 [native]=12 [native-asan]=20 [native-tsan]=25
+declare -rA BUDGET_QUICK=([lint]=4 [unit]=6 [vm]=20 [devices]=28 [native]=12 [native-asan]=20 [native-tsan]=25
   [simulation]=10 [wire]=10 [crash]=10 [fuzz]=12 [package]=10 [mutants]=30)
-declare -rA BUDGET_FULL=([lint]=4 [unit]=6 [vm]=30 [native]=20 [native-asan]=30 [native-tsan]=40
+declare -rA BUDGET_FULL=([lint]=4 [unit]=6 [vm]=30 [devices]=90 [native]=20 [native-asan]=30 [native-tsan]=40
   [simulation]=40 [wire]=12 [crash]=15 [fuzz]=55 [package]=10 [mutants]=40)
 
 # What a suite's outcome depends on, beside the tool versions; the rest depend on everything.
@@ -51,10 +51,12 @@ check_shell_syntax() {
   return "$status"
 }
 
-suite_unit() { vitest unit; }
-suite_wire() { vitest wire; }
-suite_crash() { vitest crash; }
-suite_vm() { vitest vm; }
+suite_unit() { vitest unit unit; }
+suite_wire() { vitest wire wire; }
+suite_crash() { vitest crash crash; }
+# Two suites, as two processors share the virtual machines better than one after the other would.
+suite_vm() { vitest vm vm nbd.test netlink.test; }
+suite_devices() { vitest devices vm attach systemd; }
 
 suite_native() { doctest native '' --test-case-exclude="$SIMULATION"; }
 suite_native-asan() { doctest native-asan address,undefined; }
