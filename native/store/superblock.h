@@ -49,7 +49,6 @@ bool set_field_text(char (&field)[N], const std::string& text) {
   return true;
 }
 
-
 // Whether the bytes are what a hold may be: none and all zero, or an attachment with a host.
 bool sane_hold(const format::Hold& hold);
 

@@ -54,8 +54,7 @@ Result<HoldInfo> VolumeImpl::set_hold(const Uuid& attachment, const std::string&
 }
 
 Result<HoldInfo> VolumeImpl::clear_hold(const Uuid& attachment, bool force) {
-  Result<Store::Transaction> begun =
-      store_->begin(Priority::RESERVED, sizeof(format::Hold), 0);
+  Result<Store::Transaction> begun = store_->begin(Priority::RESERVED, sizeof(format::Hold), 0);
   if (!begun.ok()) return begun.take_status();
   Store::Transaction transaction = begun.take();
   const HoldInfo now = hold_info();
