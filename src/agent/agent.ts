@@ -95,7 +95,9 @@ export class Agent {
       native,
       save: (record) => records.save(record),
       forget: (device) => {
-        const forgotten = this.forget(device).finally(() => this.forgetting.delete(device.uuid));
+        const forgotten = this.forget(device)
+          .catch((error: unknown) => log(`${device.exportName}: ${messageOf(error)}`))
+          .finally(() => this.forgetting.delete(device.uuid));
         this.forgetting.set(device.uuid, forgotten);
         return forgotten;
       },

@@ -55,6 +55,8 @@ export class Device {
   private probing = false;
   private wantsProof = false;
   private blindCut = false;
+  /** why the record is not on stable storage as it is in memory */
+  private unsaved: string | undefined;
   private readonly aborts = new Set<AbortController>();
   private queue: AttachmentEvent[] = [];
   private handling = false;
@@ -196,7 +198,21 @@ export class Device {
     this.timers.delete(timer);
   }
 
+  /**
+   * One that fails is told, and only a first CONNECT waits for it (AT5): the record of a device that is
+   * attached names it already, and reconnecting matters more.
+   */
   private save(): void {
+    try {
+      this.writeRecord();
+      this.unsaved = undefined;
+    } catch (error) {
+      this.unsaved = messageOf(error);
+      this.host.log(`${this.exportName}: ${this.unsaved}`);
+    }
+  }
+
+  private writeRecord(): void {
     const { machine } = this;
     this.record = {
       ...this.record,
@@ -291,6 +307,7 @@ export class Device {
     const { onLost, wantedDevice } = this.record;
     const { identity, offer } = dialed;
     try {
+      if (this.unsaved !== undefined) throw new CsnapError("IO_ERROR", this.unsaved);
       if (identity.sizeBytes % blockBytes !== 0)
         throw new CsnapError(
           "INVALID_ARGUMENT",
