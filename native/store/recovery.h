@@ -46,8 +46,9 @@ class Recovery {
   Status sync(Device& device);
   Status stamp();
   Status apply_net_changes();
-  Status verify_unconfirmed();
   Status delete_incomplete();
+  // After it: what no snapshot holds any more may be lost.
+  Status verify_unconfirmed();
   Status write_findings();
   Result<uint32_t> crc_of(Device& device, uint64_t offset, uint64_t available);
 
