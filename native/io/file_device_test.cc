@@ -111,6 +111,8 @@ TEST_CASE("one opener for writing; looks share among themselves and exclude a wr
     // Another process is refused too, and told who it is.
     const pid_t parent = getpid();
     const int refused = in_child([&] {
+      // Inherited: a child whose number is below its parent's would be named as the user itself.
+      close(device->fd());
       const Status status = open_status(path);
       const bool named =
           status.message().find("process " + std::to_string(parent) + " (") != std::string::npos;
