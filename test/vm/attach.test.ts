@@ -1,30 +1,18 @@
 // Devices attached by the agent, on real kernels: the programs in the machine do the work, and this counts.
-import { spawn } from "node:child_process";
 import { mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { describe, it } from "vitest";
-import { collect } from "../support/csnap.js";
+import { runInVm } from "../support/vm.js";
 
-const ROOT = fileURLToPath(new URL("../../", import.meta.url));
 const isFull = process.env.CSNAP_TIER === "full";
 const MINUTE_S = 60;
 const LIMIT_S = (isFull ? 90 : 10) * MINUTE_S;
 const DISK_BYTES = 2 * 2 ** 30;
 
-async function run(kernel: string, program: string, options: readonly string[] = []): Promise<void> {
-  const machine = ["--kernel", kernel, "--timeout", String(LIMIT_S), "--env", "CSNAP_TIER", ...options];
-  const { status, stdout, stderr } = await collect(
-    spawn("scripts/vm", [...machine, "--", "sh", `test/vm/attach.sh`, process.execPath, program], {
-      cwd: ROOT,
-      stdio: ["ignore", "pipe", "pipe"],
-    }),
-  );
-  console.log(stdout);
-  const last = stdout.trimEnd().split("\n").at(-1) ?? "";
-  if (status !== 0 || !/^[1-9]\d* passed, 0 failed$/.test(last))
-    throw new Error(`status ${status}, "${last}"\n${stdout}${stderr}`);
+function run(kernel: string, program: string, options: readonly string[] = []): Promise<void> {
+  const machine = { kernel, limitS: LIMIT_S, options: ["--env", "CSNAP_TIER", ...options] };
+  return runInVm(machine, ["sh", "test/vm/attach.sh", process.execPath, program]);
 }
 
 /** A sparse disk for the machine, gone afterwards. */
