@@ -315,7 +315,10 @@ void Store::fail(const Status& why, bool sync_failed) {
   {
     MutexLock lock(failure_mutex_);
     if (!failure_.ok()) return;
-    failure_ = Status(Code::FAILED, why.message(), why.error_number());
+    const bool fenced = why.code() == Code::FENCED;
+    failure_ = Status(fenced ? Code::FENCED : Code::FAILED, why.message(), why.error_number());
+    // F2: no device has failed, and the store is another server's by now.
+    if (fenced) sync_failed = false;
     failed_.store(true, std::memory_order_release);
   }
   if (sync_failed && !options_.look_only) {

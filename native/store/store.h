@@ -124,7 +124,8 @@ class Store final : public MetadataIo {
   // Waits until nothing is pinned; false: nothing was.
   bool revoke_pins();
 
-  // -- failure (W9)
+  // -- failure (W9). failure() is FAILED; FENCED where the term has lost its grant (F2), and then
+  // nothing is written at all.
   void fail(const Status& why, bool sync_failed);
   bool failed() const { return failed_.load(std::memory_order_acquire); }
   Status failure();

@@ -144,6 +144,7 @@ Status VolumeImpl::copy_out(ChunkIndex chunk, std::vector<std::byte>& buffer, Co
   if (status.ok()) return status;
   store_->abandon_chunk(block.value());
   copy.held = false;
+  if (status.code() == Code::FENCED) return status;  // F2
   return Status(Code::IO_ERROR, status.message(), status.error_number());
 }
 

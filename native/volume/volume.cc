@@ -154,7 +154,20 @@ Result<std::unique_ptr<Volume>> Volume::open(VolumeOptions options) {
 }
 
 VolumeImpl::VolumeImpl(VolumeOptions options)
-    : options_(with_defaults(std::move(options))), origin_(*options_.origin) {}
+    : options_(with_defaults(std::move(options))),
+      gated_origin_(gated(*options_.origin)),
+      gated_store_(gated(*options_.store)),
+      origin_(gated_origin_ ? *gated_origin_ : *options_.origin),
+      store_device_(gated_store_ ? *gated_store_ : *options_.store) {}
+
+// F2: whichever thread meets the closed gate first stops the volume, background work included.
+// While the store is being opened there is nothing to stop yet: the open itself fails.
+std::unique_ptr<GatedDevice> VolumeImpl::gated(Device& device) {
+  if (!options_.gate) return nullptr;
+  return std::make_unique<GatedDevice>(device, *options_.gate, [this](const Status& why) {
+    if (store_) fail(why, false);
+  });
+}
 
 // What the superblock remembers of the origin against what is there.
 Status VolumeImpl::judge_origin(const Superblock& sb, bool& accepted) const {
@@ -191,21 +204,21 @@ Status VolumeImpl::judge_origin(const Superblock& sb, bool& accepted) const {
 }
 
 Status VolumeImpl::start() {
-  Result<SuperblockFound> found = load_superblock(*options_.store);
+  Result<SuperblockFound> found = load_superblock(store_device_);
   if (!found.ok()) return found.take_status();
   if (options_.accept_loss && found.value().superblock->state & format::kStateSyncFailed) {
     // W9: go on with what is on the media, not with what a cache still shows of it.
-    options_.store->drop_cache();
+    store_device_.drop_cache();
     origin_.drop_cache();
-    found = load_superblock(*options_.store);
+    found = load_superblock(store_device_);
     if (!found.ok()) return found.take_status();
   }
   const Superblock sb = *found.value().superblock;
   bool accepted = false;
   CSNAP_TRY(judge_origin(sb, accepted));
   StoreOptions store;
-  store.store = options_.store;
-  store.origin = options_.origin;
+  store.store = &store_device_;
+  store.origin = &origin_;
   store.look_only = options_.look_only;
   store.accept_loss = options_.accept_loss;
   store.epoch = options_.epoch;
@@ -437,12 +450,14 @@ void VolumeImpl::fail(const Status& why, bool sync_failed) { store_->fail(why, s
 
 // The volume has stopped (W9), whoever found out.
 void VolumeImpl::on_failed(const Status& why) {
-  emit(VolumeEvent::Kind::FAILED, nullptr, "the volume has stopped: " + why.message());
+  emit(VolumeEvent::Kind::FAILED, nullptr, "the volume has stopped: " + why.message(),
+       why.code() == Code::FENCED ? Code::FENCED : Code::FAILED);
   MutexLock lock(space_mutex_);
   space_changed_.notify_all();
 }
 
-void VolumeImpl::emit(VolumeEvent::Kind kind, const Snapshot* snapshot, std::string message) {
+void VolumeImpl::emit(VolumeEvent::Kind kind, const Snapshot* snapshot, std::string message,
+                      Code code) {
   if (!options_.on_event) return;
   VolumeEvent event;
   event.kind = kind;
@@ -451,6 +466,7 @@ void VolumeImpl::emit(VolumeEvent::Kind kind, const Snapshot* snapshot, std::str
     event.name = snapshot->name;
   }
   event.message = std::move(message);
+  event.code = code;
   options_.on_event(event);
 }
 
@@ -531,7 +547,12 @@ void VolumeImpl::add_counters(VolumeInfo& info) const {
   info.dropped_entries = store_->recovery().dropped_entries;
   info.lost_entries = store_->recovery().lost_entries;
   info.failed = store_->failed();
-  if (info.failed) info.failure = store_->failure().message();
+  if (info.failed) {
+    const Status failure = store_->failure();
+    info.failure = failure.message();
+    info.fenced = failure.code() == Code::FENCED;
+  }
+  if (options_.gate) info.gate_refusals = options_.gate->refusals();
   info.reads = counters_.reads.load();
   info.writes = counters_.writes.load();
   info.flushes = counters_.flushes.load();

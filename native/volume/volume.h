@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/gate.h"
 #include "base/status.h"
 #include "base/units.h"
 #include "io/device.h"
@@ -126,7 +127,9 @@ struct VolumeInfo {
   bool sync_failed = false;
   bool suspect = false;
   bool failed = false;  // W9 stop; `failure` says why
+  bool fenced = false;  // it stopped because the grant had ended (F2)
   std::string failure;
+  uint64_t gate_refusals = 0;  // what the gate held back: device changes, requests, replies
   uint64_t exceptions = 0;
   uint64_t blocks_total = 0, blocks_free = 0, blocks_metadata = 0, blocks_data = 0,
            blocks_reserve = 0;
@@ -164,8 +167,9 @@ struct VolumeEvent {
   };
   Kind kind;
   Uuid snapshot;
-  std::string name;     // of the snapshot, or empty
-  std::string message;  // one line for a person
+  std::string name;      // of the snapshot, or empty
+  std::string message;   // one line for a person
+  Code code = Code::OK;  // of FAILED: FENCED where the grant has ended (F2), else FAILED
 };
 
 // ---- Opening ---------------------------------------------------------------------------------
@@ -208,6 +212,10 @@ struct VolumeOptions {
   bool accept_loss = false;    // NEEDS_ACCEPT_LOSS: go on; new durability id
   Epoch epoch = 0;             // granted for this term, above the store's; 0: the store's + 1
   Uuid boot_id;                // of this boot of this host
+  // F2: what the volume writes and what its connections answer needs an open gate; outlives the
+  // volume. Null: nothing bounds the term. A closed one ends the volume as a failure does (W9),
+  // with FENCED: nothing is written any more, by close() neither.
+  Gate* gate = nullptr;
   uint32_t io_threads = 4;
   uint32_t group_chunks_max = 128;  // of one commit
   IndexOptions index;
@@ -222,12 +230,14 @@ struct VolumeOptions {
 class Volume {
  public:
   // Errors: those of read_superblock(), NEEDS_ACCEPT_LOSS, WRONG_ORIGIN, ORIGIN_CHANGED, CORRUPT,
-  // IO_ERROR, FENCED (options.epoch is not above the store's; nothing was written). Stamps that
+  // IO_ERROR, FENCED (options.epoch is not above the store's, and nothing was written; or the gate
+  // has closed). Stamps that
   // epoch, or the store's next one (F3), unless look_only.
   static Result<std::unique_ptr<Volume>> open(VolumeOptions options);
   virtual ~Volume() = default;  // without close(): as a crash would leave it, threads ended
 
   // Finishes what is under way, checkpoints, marks the store clean. No request may be under way.
+  // FAILED, or FENCED: the volume had stopped, or stops here; the store is not marked clean.
   virtual Status close() = 0;
 
   // -- data path
@@ -243,6 +253,8 @@ class Volume {
   // Extents from `offset`, contiguous, until `length` is covered or `max_extents` are there.
   virtual Status block_status(View& view, uint64_t offset, uint64_t length, size_t max_extents,
                               std::vector<BlockStatusExtent>& out) = 0;
+  // Who answers a request asks it before it submits and before it tells (F2). May be null.
+  virtual Gate* gate() = 0;
   // Runs `task` on an I/O thread (what a connection must not wait for itself).
   virtual void run_on_pool(std::function<void()> task) = 0;
 

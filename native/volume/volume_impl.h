@@ -18,6 +18,7 @@
 #include <map>
 #include <unordered_map>
 
+#include "io/gated_device.h"
 #include "store/store.h"
 #include "volume/generation_state.h"
 #include "volume/io_pool.h"
@@ -45,6 +46,7 @@ class VolumeImpl final : public Volume {
   Status run(IoRequest& request) override;
   Status block_status(View& view, uint64_t offset, uint64_t length, size_t max_extents,
                       std::vector<BlockStatusExtent>& out) override;
+  Gate* gate() override { return options_.gate; }
   void run_on_pool(std::function<void()> task) override;
   Result<SnapshotInfo> create_snapshot(
       const std::string& name, bool pinned, uint8_t priority,
@@ -74,10 +76,12 @@ class VolumeImpl final : public Volume {
   void fill_info(VolumeInfo& info);  // under the transaction lock
   void add_counters(VolumeInfo& info) const;
   Status judge_origin(const format::Superblock& sb, bool& accepted) const;
-  void emit(VolumeEvent::Kind kind, const Snapshot* snapshot, std::string message);
+  void emit(VolumeEvent::Kind kind, const Snapshot* snapshot, std::string message,
+            Code code = Code::OK);
   void fail(const Status& why, bool sync_failed);
   void on_failed(const Status& why);
-  void finish(IoRequest& request, Status status);  // calls done
+  std::unique_ptr<GatedDevice> gated(Device& device);  // null without a gate
+  void finish(IoRequest& request, Status status);      // calls done
   void stop_threads();
   void maintain();  // the checkpoint thread
   std::shared_ptr<GenerationState> generation_state();
@@ -151,7 +155,10 @@ class VolumeImpl final : public Volume {
   void throttle(uint64_t freed_chunks);
 
   const VolumeOptions options_;
+  // F2: between the volume and its devices.
+  const std::unique_ptr<GatedDevice> gated_origin_, gated_store_;
   Device& origin_;
+  Device& store_device_;
   std::unique_ptr<Store> store_;
   uint64_t chunk_bytes_ = 0;
   uint64_t chunk_count_ = 0;
