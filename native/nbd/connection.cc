@@ -17,6 +17,7 @@ Connection::Connection(uint64_t id, Volume& volume, PayloadBudget& budget, Callb
                        ConnectionOptions options)
     : id_(id),
       volume_(volume),
+      gate_(volume.gate()),
       budget_(budget),
       callbacks_(std::move(callbacks)),
       view_(std::move(options.view)),
@@ -105,6 +106,14 @@ void Connection::abandon(const std::string& reason) {
   shutdown(socket_.get(), SHUT_RDWR);
 }
 
+// N5. The grant may be the next server's by now, and so is this client.
+bool Connection::admitted() {
+  if (gate_ == nullptr || gate_->admit()) [[likely]]
+    return true;
+  abandon("the server's grant has ended");
+  return false;
+}
+
 // Closing a TCP socket that holds unread bytes sends a reset, which would destroy answers on their
 // way: so the end is announced, and what still comes in is read and dropped for a moment.
 void Connection::close_socket() {
@@ -185,6 +194,7 @@ void Connection::wait(bool want_in, bool want_out) {
 
 void Connection::flush() {
   if (outbox_.empty() || phase_ == Phase::CUT || socket_full_) return;
+  if (!admitted()) return;
   const uint64_t before = outbox_.bytes();
   const ReplyQueue::Sent sent = outbox_.flush(
       socket_.get(), [this](Reply& reply) { release(*static_cast<Slot*>(reply.owner)); });

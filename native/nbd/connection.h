@@ -13,6 +13,8 @@
 //      outlive every use.
 //  N4  Answers wait for no further request: they are sent after every kRepliesPerFlush, and
 //      whenever no whole request is left in the receive buffer.
+//  N5  F2: nothing is submitted while the volume's gate is closed, and no byte of an answer, a
+//      refusal included, is sent then: the connection is cut.
 #pragma once
 
 #include <atomic>
@@ -115,6 +117,7 @@ class Connection final : private PayloadBudget::Member {
   void receive_or_wait();
   bool receive();
   void wait(bool want_in, bool want_out);
+  bool admitted();
   void close_socket();
   void finish(const std::string& reason);
   void abandon(const std::string& reason);
@@ -139,6 +142,7 @@ class Connection final : private PayloadBudget::Member {
 
   const uint64_t id_;
   Volume& volume_;
+  Gate* const gate_;  // may be null
   PayloadBudget& budget_;
   const Callbacks callbacks_;
   std::shared_ptr<View> view_;

@@ -158,6 +158,7 @@ void Connection::release(Slot& slot) {
 // ---- To the volume -----------------------------------------------------------------------------
 
 void Connection::submit(Slot& slot) {
+  if (!admitted()) return release(slot);
   if (slot.refusal != Error::NONE) return answer(slot);
   if (slot.command == Command::BLOCK_STATUS) return submit_block_status(slot);
   // Nothing to do, whatever it is.

@@ -17,6 +17,7 @@
 #include "io/file_device.h"
 #include "nbd/connection_set.h"
 #include "testing/faulty_device.h"
+#include "testing/lapsing_device.h"
 
 namespace csnap::nbd {
 
@@ -197,6 +198,7 @@ struct Rig {
         origin_file(origin_bytes <= kMemoryBytesMax ? nullptr : sparse_file(origin_bytes)),
         origin_faults(origin_file ? static_cast<Device&>(*origin_file) : origin_memory, 1),
         store_faults(store_memory, 1),
+        origin_lapsing(origin_faults, lapse),
         store_gate(store_faults) {
     OriginIdentity identity;
     identity.text = "test";
@@ -209,9 +211,10 @@ struct Rig {
     const Status made = create_store(store_memory, create);
     REQUIRE_MESSAGE(made.ok(), made.to_text());
     VolumeOptions options;
-    options.origin = &origin_faults;
+    options.origin = &origin_lapsing;
     options.store = &store_gate;
     options.identity = identity;
+    options.gate = &grant;
     Result<std::unique_ptr<Volume>> opened = Volume::open(std::move(options));
     REQUIRE_MESSAGE(opened.ok(), opened.status().to_text());
     volume = opened.take();
@@ -304,6 +307,9 @@ struct Rig {
   MemoryDevice origin_memory, store_memory;
   std::unique_ptr<FileDevice> origin_file;
   FaultyDevice origin_faults, store_faults;
+  Lapse lapse;
+  Gate grant{lapse.clock()};  // for ever, unless a test extends it
+  LapsingDevice origin_lapsing;
   GateDevice store_gate;
   std::unique_ptr<Volume> volume;
   Mutex mutex;
