@@ -89,6 +89,11 @@ export interface OpenVolumeOptions {
    * store's next one
    */
   readonly epoch?: bigint;
+  /**
+   * of createGate(): past it nothing is written or answered, and the volume stops with FENCED, close()
+   * included; absent: nothing bounds the term (one kernel, whose lock decides)
+   */
+  readonly gate?: number;
   readonly onEvent?: (event: NativeVolumeEvent) => void;
 }
 
@@ -112,6 +117,8 @@ export interface NativeVolumeEvent {
   /** name of the snapshot, or '' */
   readonly name: string;
   readonly message: string;
+  /** of 'failed': FENCED where the grant has ended, and nothing is wrong with the volume; else FAILED */
+  readonly code?: NativeErrorCode;
   /** of 'connection-closed' (the message says why) and 'request-failed' (at most one a second) */
   readonly connection?: number;
 }
@@ -150,7 +157,11 @@ export interface NativeVolumeInfo extends StoreSummary {
   readonly hold: NativeHold | null;
   readonly suspect: boolean;
   readonly failed: boolean;
+  /** it failed because its grant had ended */
+  readonly fenced: boolean;
   readonly failure: string;
+  /** what the gate held back: changes of devices, requests, replies */
+  readonly gateRefusals: number;
   readonly exceptions: number;
   /** blocks of 4096 bytes */
   readonly blocksTotal: number;
@@ -263,7 +274,10 @@ export interface NativeVolume {
   drainConnection(id: number): void;
   /** Cuts the connection; issued writes finish. */
   closeConnection(id: number): void;
-  /** Drains all connections, checkpoints, marks the store clean, releases locks. */
+  /**
+   * Drains all connections, checkpoints, marks the store clean, releases locks. FENCED or FAILED: the
+   * locks are released, but the store is not marked clean.
+   */
   close(): Promise<void>;
 }
 
@@ -330,6 +344,19 @@ export interface NativeBinding {
   duplicate(fd: number): number;
   /** sd_notify(3): one datagram to $NOTIFY_SOCKET's path ('@' = abstract). False where it fails. */
   notify(socketPath: string, text: string): boolean;
+
+  // The gate of a server's grant, in all threads that load the addon. It is open until the first
+  // extendGate(), from then on until the latest deadline; what arrives later is neither performed nor
+  // answered, and no JavaScript has to run for that.
+
+  /** The gate's number. */
+  createGate(): number;
+  /** `deadlineBoottimeMs` as boottimeMs() counts. Never shortens, never opens what was shut. */
+  extendGate(gate: number, deadlineBoottimeMs: number): void;
+  /** For good. */
+  shutGate(gate: number): void;
+  /** CLOCK_BOOTTIME, with a fraction: goes on in a suspend, never leaps. */
+  boottimeMs(): number;
 
   // The kernel's nbd client. Every call has a thread of its own: one that the kernel does not answer
   // holds up neither Node nor the end of the process. Needs CAP_SYS_ADMIN (PERMISSION).

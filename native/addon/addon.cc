@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <sys/socket.h>
 
+#include "addon/gate_calls.h"
 #include "addon/netlink_calls.h"
 #include "addon/notify_socket.h"
 #include "addon/plumbing.h"
@@ -69,6 +70,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   add("duplicate", duplicate);
   add("notify", notify_call);
   add("storeDescriptor", store_descriptor_call);
+  add_gate_calls(env, exports);
   add_netlink_calls(env, exports);
   return exports;
 }

@@ -8,6 +8,7 @@ Result<std::shared_ptr<OpenVolume>> OpenVolume::open(const OpenVolumeOptions& op
                                                      Callbacks callbacks) {
   std::shared_ptr<OpenVolume> self(new OpenVolume());
   self->callbacks_ = std::move(callbacks);
+  self->gate_ = options.gate;
   if (same_object(options.store_path, options.origin_path))
     return Status(Code::INVALID_ARGUMENT,
                   options.store_path + " is origin and store at once: check the volume's paths");
@@ -26,6 +27,7 @@ Result<std::shared_ptr<OpenVolume>> OpenVolume::open(const OpenVolumeOptions& op
   volume.accept_origin = options.accept_origin;
   volume.accept_loss = options.accept_loss;
   volume.epoch = options.epoch;
+  volume.gate = self->gate_.get();
   CSNAP_TRY_ASSIGN(const std::string boot_id, read_boot_id());
   if (!Uuid::parse(boot_id, volume.boot_id))
     return Status(Code::IO_ERROR, "the kernel's boot id is no uuid: " + boot_id);

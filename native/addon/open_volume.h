@@ -3,7 +3,7 @@
 // store_calls.cc.
 //
 // Invariants
-//  V1  Devices outlive the volume, the volume outlives connections that use it.
+//  V1  Gate and devices outlive the volume, the volume outlives connections that use it.
 //  V2  close() runs once and waits for every call under way; calls that come later are refused.
 #pragma once
 
@@ -23,7 +23,8 @@ struct OpenVolumeOptions {
   bool look_only = false;
   bool accept_origin = false;
   bool accept_loss = false;
-  Epoch epoch = 0;  // granted by the broker; 0: the store's next one
+  Epoch epoch = 0;             // granted by the broker; 0: the store's next one
+  std::shared_ptr<Gate> gate;  // of the grant (F2); null: nothing bounds it
 };
 
 class OpenVolume {
@@ -58,6 +59,7 @@ class OpenVolume {
   OpenVolume() = default;
 
   Callbacks callbacks_;
+  std::shared_ptr<Gate> gate_;
   std::unique_ptr<FileDevice> origin_;
   std::unique_ptr<FileDevice> store_;
   std::unique_ptr<Volume> volume_;

@@ -181,7 +181,9 @@ Napi::Object volume_info(Napi::Env env, const VolumeInfo& info) {
       .value("hold", hold_or_null(env, info.hold))
       .flag("suspect", info.suspect)
       .flag("failed", info.failed)
+      .flag("fenced", info.fenced)
       .text("failure", info.failure)
+      .count("gateRefusals", info.gate_refusals)
       .count("exceptions", info.exceptions)
       .count("blocksTotal", info.blocks_total)
       .count("blocksFree", info.blocks_free)
@@ -262,12 +264,13 @@ Napi::Object check_report(Napi::Env env, const CheckReport& report) {
 }
 
 Napi::Object volume_event(Napi::Env env, const VolumeEvent& event) {
-  return Filler(env)
-      .text("kind", event_name(event.kind))
+  Filler filler(env);
+  filler.text("kind", event_name(event.kind))
       .text("snapshot", uuid_or_empty(event.snapshot))
       .text("name", event.name)
-      .text("message", event.message)
-      .take();
+      .text("message", event.message);
+  if (event.code != Code::OK) filler.text("code", code_name(event.code));
+  return filler.take();
 }
 
 Napi::Object connection_event(Napi::Env env, const char* kind, uint64_t connection,

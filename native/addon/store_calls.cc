@@ -1,5 +1,6 @@
 #include "addon/store_calls.h"
 
+#include "addon/gate_calls.h"
 #include "addon/results.h"
 #include "addon/store_setup.h"
 #include "addon/volume_object.h"
@@ -110,6 +111,10 @@ Napi::Value open_volume_call(const Napi::CallbackInfo& call) {
     Napi::TypeError::New(env, "epoch: a bigint from 1 to 2^64-1 is expected")
         .ThrowAsJavaScriptException();
     return env.Undefined();
+  }
+  if (options.has("gate")) {
+    open.gate = gate_argument(env, options.value("gate"));
+    if (!open.gate) return env.Undefined();
   }
   const std::string durability = options.text("durability");
   auto callback = JsCallback::make(options.value("onEvent"));

@@ -153,6 +153,8 @@ const info: NativeVolumeInfo = {
   checkpoints: 19,
   parked: 20,
   checksumErrors: 0,
+  fenced: false,
+  gateRefusals: 0,
   chunksFreed: 21,
 };
 
