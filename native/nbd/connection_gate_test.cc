@@ -51,7 +51,7 @@ TEST_CASE("gate: a request past the grant gets no byte, and reaches no device") 
       else
         rig.lapse.lapse();
       send(client, ask);
-      CHECK(client.at_end());
+      REQUIRE(client.at_end());
       CHECK(ended_by_grant(rig, rig.last_id));
       CHECK(rig.lapse.uses == uses);
       CHECK(rig.origin_memory.bytes() == Bytes(kOriginBytes, 0));
@@ -70,7 +70,7 @@ TEST_CASE("gate: a request that the grant's end passes by gets no byte") {
       rig.grant.extend(Lapse::kDeadlineNs);
       rig.lapse.at_next = true;
       send(client, ask);
-      CHECK(client.at_end());
+      REQUIRE(client.at_end());
       rig.wait_closed(rig.last_id);
       CHECK(rig.lapse.lapsed());
       CHECK(rig.grant.refusals() > 0);
@@ -85,7 +85,7 @@ TEST_CASE("gate: a device's error past the grant is not told") {
   rig.origin_faults.add_fault({DeviceOp::READ, Fault::Effect::IO_ERROR});
   rig.lapse.at_next = true;
   client.request(Command::READ, 1, 0, 4096);
-  CHECK(client.at_end());
+  REQUIRE(client.at_end());
 }
 
 TEST_CASE("gate: what waits for a slow client when the grant ends is not sent any more") {
@@ -119,7 +119,7 @@ TEST_CASE("gate: a write that was parked when the grant ended gets no byte and c
   rig.store_gate.wait_for_sync();
   rig.lapse.lapse();
   rig.store_gate.open_gate();
-  CHECK(client.at_end());
+  REQUIRE(client.at_end());
   CHECK(rig.origin_memory.bytes()[0] == 1);
   CHECK(rig.volume->info().fenced);
   // W9's way: the grant is back, the volume stays stopped and answers nobody.
@@ -128,7 +128,7 @@ TEST_CASE("gate: a write that was parked when the grant ended gets no byte and c
     CAPTURE(ask.name);
     Client late = rig.connect();
     send(late, ask);
-    CHECK(late.at_end());
+    REQUIRE(late.at_end());
   }
   CHECK(rig.volume->close().code() == Code::FENCED);
 }
