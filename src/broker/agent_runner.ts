@@ -1,20 +1,24 @@
-// Keeps a service's server running through a registered agent, for the local backend: decides when,
-// orders by claim, waits for the end. One for each registerAgent().
+// Keeps a service's server running through a registered agent: decides when, orders by claim, waits
+// for the end. One for each registerAgent().
 //
 // AR1 A server is started only for a committed claim (F7): the slot says `ordered` with the instance
 //     and the epoch, and the server that comes takes the slot over by that instance.
 // AR2 Of several agents the claim's compare-and-swap picks one; the others watch.
-// AR3 Nothing is started for a service that is disabled, failed (W9), held, or declared with min 0.
+// AR3 Nothing is started for a service that is disabled, failed (W9), held, declared with min 0, or not
+//     for this host.
+// AR3a An order between hosts is a grant that ends in time like every other: the agent renews it until
+//     its server has taken the slot over.
 // AR4 A server that ends soon after its start is started again ever later, up to backoffMaxMs.
 import { randomUUID } from "node:crypto";
 import { messageOf } from "../volume/errors.js";
 import type { AgentRegistration, InstanceAgent, StartOrder } from "./broker.js";
-import type { LocalBroker } from "./local.js";
-import type { ProcessIdentity } from "./process_identity.js";
+import { heldTerm, type StartedLease } from "./lease_keeper.js";
+import { agentBeatMs } from "./liveness.js";
 import { newRecord, type ServiceRecord, type Slot, vacantSlot } from "./record.js";
+import type { RecordBroker } from "./record_broker.js";
 import type { Sight } from "./service_feed.js";
 import type { TicketState } from "./ticket.js";
-import { claimedSlot, type Found, isHeld } from "./transitions.js";
+import { claimedSlot, type Found, firstBeat, isHeld } from "./transitions.js";
 
 const backoffMinMs = 200;
 const backoffMaxMs = 10_000;
@@ -22,6 +26,8 @@ const backoffMaxMs = 10_000;
 const settledMs = 10_000;
 const startLimitMs = 30_000;
 const stopGraceMs = 30_000;
+/** For one that answers no probe: it would not drain either. */
+const hungGraceMs = 2_000;
 
 export class AgentRunner {
   private readonly id = randomUUID();
@@ -29,15 +35,16 @@ export class AgentRunner {
   private probing = false;
   private backoffMs = backoffMinMs;
   private retry: NodeJS.Timeout | undefined;
-  private latest: Found = { record: undefined, alive: false };
+  private latest: Found = { record: undefined, life: "gone" };
+  private finishing: Promise<void> | undefined;
+  private beating: NodeJS.Timeout | undefined;
   private readonly ending = new AbortController();
   private work: Promise<unknown> = Promise.resolve();
 
   constructor(
-    private readonly broker: LocalBroker,
+    private readonly broker: RecordBroker,
     private readonly registration: AgentRegistration,
     private readonly agent: InstanceAgent,
-    private readonly self: ProcessIdentity,
     private readonly tell: (state: TicketState) => void,
   ) {}
 
@@ -53,15 +60,22 @@ export class AgentRunner {
       return;
     }
     this.tell({ type: "registered", host: this.registration.host });
-    this.latest = { record, alive: sight.holderAlive };
+    this.latest = { record, life: sight.holder };
+    if (this.mayRun(record)) this.agent.prepare?.(this.registration.service);
     this.considerStart();
     this.considerProbe(record);
   }
 
   /** The registration is withdrawn; a server that runs goes on. */
-  async finished(): Promise<void> {
+  finished(): Promise<void> {
+    this.finishing ??= this.finish();
+    return this.finishing;
+  }
+
+  private async finish(): Promise<void> {
     this.ending.abort();
     clearTimeout(this.retry);
+    clearInterval(this.beating);
     await this.work.catch(() => {});
     await this.broker
       .change(this.registration.service, ({ record }) => {
@@ -78,7 +92,8 @@ export class AgentRunner {
 
   private register(): void {
     const { host, service } = this.registration;
-    const entry = { id: this.id, host, process: this.self };
+    if (this.broker.leases && !this.beating) this.beating = setInterval(() => this.beat(), agentBeatMs);
+    const entry = { id: this.id, host, process: this.broker.self, beat: 0 };
     this.follow(
       this.broker.change(service, ({ record = newRecord(null) }) => {
         if (this.ending.signal.aborted || record.agents.some((agent) => agent.id === this.id))
@@ -86,6 +101,21 @@ export class AgentRunner {
         return { record: { ...record, agents: [...record.agents, entry] }, value: undefined };
       }),
     );
+  }
+
+  /** LI3 */
+  private beat(): void {
+    this.broker
+      .change(this.registration.service, ({ record }) => {
+        if (!record?.agents.some((agent) => agent.id === this.id)) return { value: undefined };
+        const agents = record.agents.map((agent) =>
+          agent.id === this.id ? { ...agent, beat: agent.beat + 1 } : agent,
+        );
+        return { record: { ...record, agents }, value: undefined };
+      })
+      .catch(() => {
+        // The next one may arrive; presence is no matter of safety.
+      });
   }
 
   /** Its failure is told on the ticket; the feed's next look tries again. */
@@ -97,7 +127,7 @@ export class AgentRunner {
 
   /** By what was seen last; order() decides by what is there. */
   private considerStart(): void {
-    if (this.running || this.ending.signal.aborted || !mayStart(this.latest)) return;
+    if (this.running || this.ending.signal.aborted || !this.mayStart(this.latest)) return;
     const waitMs = Date.parse(this.latest.record?.slot.retry_at ?? "") - Date.now();
     clearTimeout(this.retry);
     if (waitMs > 0) {
@@ -115,8 +145,12 @@ export class AgentRunner {
   /** One server from its order to its end, or to the agent's. */
   private async runOne(): Promise<void> {
     const { service } = this.registration;
-    const order = await this.order();
-    if (!order) return;
+    const started = this.broker.leases?.begin();
+    const record = await this.order(started);
+    if (!record) return;
+    const order: StartOrder = { service, instance: record.slot.instance, epoch: record.epoch };
+    // The server's own renewals go on from there; these end with its claim, or with the agent.
+    const pulse = started?.keep(heldTerm(service, record), () => {});
     const startedMs = performance.now();
     let why: string;
     try {
@@ -134,6 +168,8 @@ export class AgentRunner {
       why = end;
     } catch (error) {
       why = `the agent could not start it: ${messageOf(error)}`;
+    } finally {
+      await pulse?.end();
     }
     const isSettled = performance.now() - startedMs >= settledMs;
     this.backoffMs = isSettled ? backoffMinMs : nextBackoff(this.backoffMs);
@@ -147,20 +183,38 @@ export class AgentRunner {
     });
   }
 
+  /** AR3: whether this host is one that keeps the service running. */
+  private mayRun({ spec, admin }: ServiceRecord): boolean {
+    if (!spec || spec.instances.min === 0 || admin === "disabled") return false;
+    return spec.hosts.length === 0 || spec.hosts.includes(this.registration.host);
+  }
+
+  private mayStart(found: Found): boolean {
+    const { record } = found;
+    return record !== undefined && this.mayRun(record) && record.slot.state !== "failed" && !isHeld(found);
+  }
+
   /** AR1, AR2; undefined: somebody else was faster. */
-  private order(): Promise<StartOrder | undefined> {
+  private order(started: StartedLease | undefined): Promise<ServiceRecord | undefined> {
     const { service } = this.registration;
-    return this.broker.change<StartOrder | undefined>(service, (found) => {
+    return this.broker.change<ServiceRecord | undefined>(service, (found) => {
       const { record } = found;
       this.latest = found;
-      if (!record || this.ending.signal.aborted || !mayStart(found)) return { value: undefined };
+      if (!record || this.ending.signal.aborted || !this.mayStart(found)) return { value: undefined };
       const instance = randomUUID();
+      started?.sent();
       const slot: Slot = {
-        ...claimedSlot(instance, this.self, "serve", "the agent is starting it"),
+        ...claimedSlot(
+          instance,
+          this.broker.self,
+          "serve",
+          "the agent is starting it",
+          firstBeat(started?.terms),
+        ),
         ordered: true,
       };
-      const epoch = record.epoch + 1n;
-      return { record: { ...record, epoch, slot }, value: { service, instance, epoch } };
+      const ordered = { ...record, epoch: record.epoch + 1n, slot };
+      return { record: ordered, value: ordered };
     });
   }
 
@@ -186,7 +240,7 @@ export class AgentRunner {
   }
 
   private async probe(order: StartOrder, suspicion: string): Promise<void> {
-    if (!(await this.agent.probe(order).catch(() => false))) return this.stop(order, suspicion);
+    if (!(await this.agent.probe(order).catch(() => false))) return this.stop(order, suspicion, hungGraceMs);
     await this.broker.change(order.service, ({ record }) => {
       if (record?.slot.instance !== order.instance || record.slot.suspect === null)
         return { value: undefined };
@@ -195,8 +249,8 @@ export class AgentRunner {
   }
 
   /** A process that can't be stopped keeps its slot: nothing else is started on hope. */
-  private async stop(order: StartOrder, why: string): Promise<void> {
-    const outcome = await this.agent.stop(order, stopGraceMs).catch(() => "unknown" as const);
+  private async stop(order: StartOrder, why: string, graceMs = stopGraceMs): Promise<void> {
+    const outcome = await this.agent.stop(order, graceMs).catch(() => "unknown" as const);
     await this.broker.change(order.service, ({ record }) => {
       if (record?.slot.instance !== order.instance) return { value: undefined };
       const slot =
@@ -206,13 +260,6 @@ export class AgentRunner {
       return { record: { ...record, slot }, value: undefined };
     });
   }
-}
-
-/** AR3 */
-function mayStart(found: Found): boolean {
-  const { record } = found;
-  if (!record?.spec || record.spec.instances.min === 0 || record.admin === "disabled") return false;
-  return record.slot.state !== "failed" && !isHeld(found);
 }
 
 /** Decorrelated jitter. */

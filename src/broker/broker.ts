@@ -150,6 +150,8 @@ export interface Grant {
   withdraw(reason: string): Promise<void>;
   /** CLOCK_BOOTTIME in ms until which the server may act; Infinity where a kernel lock decides. */
   validUntilMs(): number;
+  /** The core's gate that is open until then (NativeBinding.createGate); undefined: for ever. */
+  readonly gate: number | undefined;
   /** Somebody else holds a newer epoch: stop at once. At most one call. */
   onLost(listener: (reason: string) => void): void;
   /** An administrator or the agent wants the server to end in order. At most one call. */
@@ -177,6 +179,8 @@ export interface StartedInstance {
 
 /** The agent's side; every call is idempotent by instance. */
 export interface InstanceAgent {
+  /** This host may be told to start one soon. Called whenever that is learnt anew. */
+  prepare?(service: string): void;
   /** Resolves once the process runs; its server claims and publishes by itself. */
   start(order: StartOrder, signal: AbortSignal): Promise<StartedInstance>;
   /** 'dead' only if provable; 'unknown' blocks the service. */
@@ -189,8 +193,12 @@ export interface HolderView {
   readonly host: string;
   readonly bootId: string;
   readonly pid: number;
+  /** since boot, in clock ticks: tells it from a later process of this pid */
+  readonly startTime: string;
   /** false: the process is gone, the next claim takes over at once */
   readonly alive: boolean;
+  /** not alive because nothing is heard of its host: what it does there is not known */
+  readonly silent: boolean;
 }
 
 export type SlotState =
@@ -245,6 +253,8 @@ export interface Broker {
   /** 'disabled' asks a running server to stop. NOT_FOUND where the service is not declared. */
   setAdminState(service: string, state: AdminState): Promise<void>;
   describe(service: string): Promise<ServiceView | undefined>;
+  /** An administrator's word that the silent holder's host can't write any more. INVALID_ARGUMENT. */
+  confirmFence(service: string, who: string): Promise<void>;
   /** The service is not declared any more; its epochs are never granted again. BUSY while held. */
   forget(service: string): Promise<void>;
   /** Ends a ticket; its listeners hear nothing more. */

@@ -9,11 +9,20 @@ import { CsnapError } from "../volume/errors.js";
 import type { Address, AdminState, Epoch, ServiceSpec, SlotState } from "./broker.js";
 import type { ProcessIdentity } from "./process_identity.js";
 
+export interface Beat {
+  /** grows with each renewal, and starts with 1 in each claim */
+  readonly seq: number;
+  /** T, which the holder counts and candidates wait for */
+  readonly grant_ms: number;
+}
+
 export interface Slot {
   readonly state: SlotState;
   readonly instance: string;
   readonly holder: ProcessIdentity | null;
   readonly purpose: "serve" | "command";
+  /** the sign of life between hosts (lease.ts); null where the kernel says who lives */
+  readonly beat: Beat | null;
   /** claimed by an agent that is starting the server, which takes the slot over by `instance` */
   readonly ordered: boolean;
   readonly address: Address | null;
@@ -29,6 +38,8 @@ export interface RegisteredAgent {
   readonly id: string;
   readonly host: string;
   readonly process: ProcessIdentity;
+  /** grows every now and then; 0 where the kernel says who lives */
+  readonly beat: number;
 }
 
 export interface ServiceRecord {
@@ -53,6 +64,7 @@ export function vacantSlot(reason: string, retryAt: string | null = null): Slot 
     instance: "",
     holder: null,
     purpose: "serve",
+    beat: null,
     ordered: false,
     address: null,
     since: new Date().toISOString(),

@@ -1,27 +1,26 @@
 // What is known of one service in this process: the latest record, and whether those who hold it
-// live. Shared by the tickets and grants of one local broker.
+// live. Shared by the tickets and grants of one broker.
 //
 // SF1 At most one look is under way, so that a storage that hangs holds one thread of the pool, and
 //     nobody who calls.
-// SF2 A change is noticed by inotify; a slow poll notices what inotify can't: a holder that died, a
-//     directory that came later, events that were lost.
+// SF2 A change is noticed by the store's hints; a slow poll notices what those can't tell: a holder
+//     that died or fell silent, hints that were lost.
 // SF3 A record that is gone, or older than one seen before, is no step back in time but a gap: it is
 //     told as such.
-import { type FSWatcher, watch } from "node:fs";
-import { stat } from "node:fs/promises";
 import type { BrokerState } from "./broker.js";
-import { isAlive, type ProcessIdentity } from "./process_identity.js";
-import type { Versioned } from "./record.js";
-import type { RecordStore } from "./record_store.js";
+import type { Life, Liveness } from "./liveness.js";
+import type { RegisteredAgent, Versioned } from "./record.js";
+import type { RecordStore } from "./records.js";
 
 const pollMs = 2000;
 /** A look takes a millisecond or two; one that takes this long says that the storage hangs. */
-const lateMs = 1000;
+const lateMs = 500;
 
 /** How the service stands at one look. */
 export interface Sight {
   readonly found: Versioned | undefined;
-  readonly holderAlive: boolean;
+  /** of the slot's holder; gone where there is none */
+  readonly holder: Life;
   /** hosts of the registered agents that live */
   readonly agents: readonly string[];
 }
@@ -35,10 +34,11 @@ export interface FeedListener {
 
 export class ServiceFeed {
   private readonly listeners = new Set<FeedListener>();
-  private watcher: FSWatcher | undefined;
+  private endWatch: (() => void) | undefined;
+  private lookAgain: NodeJS.Timeout | undefined;
   private poll: NodeJS.Timeout | undefined;
   private looking: Promise<void> | undefined;
-  private lookAgain = false;
+  private isStale = false;
   private last: Sight | undefined;
   private lastText = "";
   private brokerState: BrokerState = "connected";
@@ -47,6 +47,7 @@ export class ServiceFeed {
   constructor(
     readonly service: string,
     private readonly store: RecordStore,
+    private readonly liveness: Liveness,
   ) {}
 
   get state(): BrokerState {
@@ -62,6 +63,7 @@ export class ServiceFeed {
     this.listeners.add(listener);
     if (!this.poll) {
       this.poll = setInterval(() => this.look(), pollMs);
+      this.endWatch = this.store.watch(this.service, () => this.look());
       setImmediate(() => this.look());
     } else if (this.last) {
       const sight = this.last;
@@ -78,15 +80,15 @@ export class ServiceFeed {
     this.ended = true;
     this.listeners.clear();
     clearInterval(this.poll);
-    this.watcher?.close();
-    this.watcher = undefined;
+    clearTimeout(this.lookAgain);
+    this.endWatch?.();
   }
 
   /** Looks now, or again after the look that is under way (SF1). */
   look(): void {
     if (this.ended) return;
     if (this.looking) {
-      this.lookAgain = true;
+      this.isStale = true;
       return;
     }
     const late = setTimeout(
@@ -96,51 +98,28 @@ export class ServiceFeed {
     this.looking = this.lookOnce().finally(() => {
       clearTimeout(late);
       this.looking = undefined;
-      if (!this.lookAgain) return;
-      this.lookAgain = false;
+      if (!this.isStale) return;
+      this.isStale = false;
       this.look();
     });
   }
 
   private async lookOnce(): Promise<void> {
     try {
-      await this.startWatching();
       const found = await this.store.read(this.service);
-      const holder = found?.record.slot.holder;
-      const holderAlive = holder ? await isAlive(holder) : false;
-      const agents = await aliveAgents(found?.record.agents ?? []);
-      this.see({ found, holderAlive, agents });
+      const { life, lookAgainMs } = found
+        ? await this.liveness.holder(this.service, found.record)
+        : { life: "gone" as const, lookAgainMs: undefined };
+      const agents = await aliveAgents(this.liveness, this.service, found?.record.agents ?? []);
+      clearTimeout(this.lookAgain);
+      if (lookAgainMs !== undefined && !this.ended)
+        this.lookAgain = setTimeout(() => this.look(), lookAgainMs);
+      this.see({ found, holder: life, agents });
     } catch (error) {
       if (this.ended) return;
       this.lastText = "";
       this.setState("unreachable", error instanceof Error ? error.message : String(error));
       for (const listener of this.listeners) listener.failed(error);
-    }
-  }
-
-  /** The stat goes through the pool: where the directory hangs, inotify would hang this thread. */
-  private async startWatching(): Promise<void> {
-    if (this.watcher || this.ended) return;
-    const directory = this.store.directoryOf(this.service);
-    try {
-      await this.store.prepareWatch(this.service);
-      await stat(directory);
-      if (this.ended) return;
-      const watcher = watch(directory, { persistent: false });
-      this.watcher = watcher;
-      const restart = () => {
-        watcher.close();
-        if (this.watcher === watcher) this.watcher = undefined;
-        this.look();
-      };
-      watcher.on("error", restart);
-      watcher.on("change", (_kind, name) => {
-        // The directory itself was removed or renamed.
-        if (name === this.service) restart();
-        else if (String(name).startsWith("r.")) this.look();
-      });
-    } catch {
-      // Without rights to watch, the poll is all there is.
     }
   }
 
@@ -155,7 +134,7 @@ export class ServiceFeed {
         sight.found.token !== former.token);
     this.last = sight;
     this.setState("connected", "");
-    const text = `${sight.found?.token} ${sight.holderAlive} ${sight.agents.join()}`;
+    const text = `${sight.found?.token} ${sight.holder} ${sight.agents.join()}`;
     if (text === this.lastText && !isGap) return;
     this.lastText = text;
     for (const listener of [...this.listeners]) listener.seen(sight, isGap);
@@ -168,8 +147,13 @@ export class ServiceFeed {
   }
 }
 
-async function aliveAgents(agents: readonly { host: string; process: ProcessIdentity }[]): Promise<string[]> {
+/** Hosts of those that live; also for a look without a feed. */
+export async function aliveAgents(
+  liveness: Liveness,
+  service: string,
+  agents: readonly RegisteredAgent[],
+): Promise<string[]> {
   const alive: string[] = [];
-  for (const { host, process } of agents) if (await isAlive(process)) alive.push(host);
+  for (const agent of agents) if (await liveness.agent(service, agent)) alive.push(agent.host);
   return alive;
 }

@@ -6,10 +6,10 @@ import type { ServiceView } from "./broker.js";
 import type { Sight } from "./service_feed.js";
 import type { TicketState } from "./ticket.js";
 
-export function stateOf(service: string, { found, holderAlive, agents }: Sight): TicketState {
+export function stateOf(service: string, { found, holder: life, agents }: Sight): TicketState {
   if (!found?.record.spec) return { type: "pending", reason: "undefined" };
   const { slot, epoch, admin, spec } = found.record;
-  const isHeld = slot.holder !== null && holderAlive;
+  const isHeld = slot.holder !== null && life === "alive";
   if (isHeld && slot.state === "published" && slot.address && slot.holder) {
     const { instance, holder, address } = slot;
     return { type: "address", epoch, instance, host: holder.host, ...address };
@@ -26,15 +26,16 @@ export function stateOf(service: string, { found, holderAlive, agents }: Sight):
 }
 
 /** Of an address that was told before this sight. */
-export function whyNotValid({ found, holderAlive }: Sight): string {
+export function whyNotValid({ found, holder: life }: Sight): string {
   if (!found?.record.spec) return "the service is not declared any more";
   const { slot } = found.record;
-  if (slot.holder && !holderAlive) return `its process ${slot.holder.pid} is gone`;
+  if (slot.holder && life === "silent") return `nothing is heard of it on ${slot.holder.host}`;
+  if (slot.holder && life === "gone") return `its process ${slot.holder.pid} is gone`;
   return slot.reason;
 }
 
 /** The record must have a spec. */
-export function viewOf({ found, holderAlive, agents }: Sight): ServiceView | undefined {
+export function viewOf({ found, holder: life, agents }: Sight): ServiceView | undefined {
   const spec = found?.record.spec;
   if (!found || !spec) return undefined;
   const { slot, epoch, admin } = found.record;
@@ -47,7 +48,14 @@ export function viewOf({ found, holderAlive, agents }: Sight): ServiceView | und
     epoch,
     instance: slot.instance === "" ? undefined : slot.instance,
     holder: holder
-      ? { host: holder.host, bootId: holder.boot_id, pid: holder.pid, alive: holderAlive }
+      ? {
+          host: holder.host,
+          bootId: holder.boot_id,
+          pid: holder.pid,
+          startTime: holder.start_time,
+          alive: life === "alive",
+          silent: life === "silent",
+        }
       : undefined,
     address: slot.address ?? undefined,
     since: slot.since,

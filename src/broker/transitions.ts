@@ -4,22 +4,30 @@
 //
 // TR1 A claim's epoch is above the record's and the store's (F1); it is written before anything is
 //     started or opened.
-// TR2 Only the slot's own instance, at its epoch, publishes, withdraws or releases.
+// TR2 Only the slot's own instance, at its epoch, renews, publishes, withdraws or releases.
+// TR3 A holder that is silent, on another host, is not known to be dead: its slot is taken over after
+//     a fence only (F8). None is at hand yet but an administrator's word.
 import { CsnapError } from "../volume/errors.js";
 import type { Address, ClaimOptions, Epoch, ServiceSpec } from "./broker.js";
 import { defaultSpec } from "./broker.js";
+import type { Life } from "./liveness.js";
 import { type ProcessIdentity, sameProcess } from "./process_identity.js";
-import { newRecord, type ServiceRecord, type Slot, vacantSlot } from "./record.js";
+import { type Beat, newRecord, type ServiceRecord, type Slot, vacantSlot } from "./record.js";
 
-/** The slot as this look found it; `alive` is of its holder. */
+/** The slot as this look found it; `life` is its holder's. */
 export interface Found {
   readonly record: ServiceRecord | undefined;
-  readonly alive: boolean;
+  readonly life: Life;
 }
 
-/** Somebody holds the slot and lives. */
-export function isHeld({ record, alive }: Found): boolean {
-  return record?.slot.holder != null && alive;
+/** Somebody has the slot and may still act, or is not known to have stopped (TR3). */
+export function isHeld({ record, life }: Found): boolean {
+  return record?.slot.holder != null && life !== "gone";
+}
+
+/** What a claim adds where grants end in time. */
+export interface ClaimTerms {
+  readonly grantMs: number;
 }
 
 /** TR1. BUSY, DISABLED, INVALID_ARGUMENT. */
@@ -28,6 +36,7 @@ export function claimed(
   found: Found,
   options: ClaimOptions,
   self: ProcessIdentity,
+  terms?: ClaimTerms,
 ): ServiceRecord {
   const record = found.record ?? newRecord(null);
   const { slot, admin } = record;
@@ -41,18 +50,41 @@ export function claimed(
   }
   const isOrdered = slot.ordered && slot.instance === options.instance;
   const isOwn = slot.holder !== null && sameProcess(slot.holder, self) && slot.instance === options.instance;
-  if (isHeld(found) && !isOrdered && !isOwn) throw heldError(service, record);
+  if (isHeld(found) && !isOrdered && !isOwn) throw heldError(service, record, found.life);
   const adopted = isOrdered && record.epoch > options.storeEpoch;
+  // In one term no number comes twice, whoever writes it (LS1).
+  const beat = terms ? { seq: adopted ? (slot.beat?.seq ?? 0) + 1 : 1, grant_ms: terms.grantMs } : null;
   return {
     ...record,
     spec,
     epoch: adopted ? record.epoch : next(record.epoch, options.storeEpoch),
-    slot: claimedSlot(options.instance, self, options.purpose, claimReason(slot, found)),
+    slot: claimedSlot(options.instance, self, options.purpose, claimReason(slot, found), beat),
   };
 }
 
 function next(recorded: Epoch, stamped: Epoch): Epoch {
   return (recorded < stamped ? stamped : recorded) + 1n;
+}
+
+export function firstBeat(terms: ClaimTerms | undefined): Beat | null {
+  return terms ? { seq: 1, grant_ms: terms.grantMs } : null;
+}
+
+/** TR2: the record with the next sign of life. */
+export function renewed(record: ServiceRecord, seq: number): ServiceRecord {
+  const { beat } = record.slot;
+  return beat ? { ...record, slot: { ...record.slot, beat: { ...beat, seq } } } : record;
+}
+
+/** TR3: an administrator knows that the silent holder's host can't write any more. */
+export function fenceConfirmed(service: string, { record, life }: Found, who: string): ServiceRecord {
+  if (!record || life !== "silent" || !record.slot.holder)
+    throw new CsnapError(
+      "INVALID_ARGUMENT",
+      `${service}: nothing to confirm: no host that had it is silent (\`csnap volume explain ${service}\` says how it stands)`,
+    );
+  const { holder } = record.slot;
+  return { ...record, slot: vacantSlot(`${who} confirmed that ${holder.host} can't write any more`) };
 }
 
 function claimReason(former: Slot, found: Found): string {
@@ -65,8 +97,9 @@ export function claimedSlot(
   holder: ProcessIdentity,
   purpose: Slot["purpose"],
   reason: string,
+  beat: Beat | null,
 ): Slot {
-  return { ...vacantSlot(reason), state: "claimed", instance, holder, purpose };
+  return { ...vacantSlot(reason), state: "claimed", instance, holder, purpose, beat };
 }
 
 function otherVolume(service: string, spec: ServiceSpec, uuid: string): CsnapError {
@@ -77,8 +110,14 @@ function otherVolume(service: string, spec: ServiceSpec, uuid: string): CsnapErr
 }
 
 /** BUSY, in words. */
-export function heldError(service: string, { slot, epoch }: ServiceRecord): CsnapError {
-  const pid = slot.holder?.pid;
+export function heldError(service: string, { slot, epoch }: ServiceRecord, life: Life): CsnapError {
+  const { holder } = slot;
+  if (life === "silent" && holder)
+    return new CsnapError(
+      "BUSY",
+      `${service}: nothing is heard of ${holder.host}, which has epoch ${epoch} and may still write: bring it back, or, once it is off for certain, \`csnap volume fence-confirm ${service}\``,
+    );
+  const pid = holder?.pid;
   const use = slot.ordered
     ? "the agent, which is starting its server: wait for it"
     : slot.purpose === "command"
@@ -124,18 +163,4 @@ export function withdrawn(record: ServiceRecord, reason: string): ServiceRecord 
 export function released(record: ServiceRecord, reason: string, failure: string | undefined): ServiceRecord {
   const slot = vacantSlot(failure ?? reason);
   return { ...record, slot: failure === undefined ? slot : { ...slot, state: "failed" } };
-}
-
-/** What this backend can hold to; the line that says why not. */
-export function specProblem(spec: ServiceSpec, host: string): string | undefined {
-  const { service, instances, storeClass, fencing, hosts } = spec;
-  if (instances.max !== 1)
-    return `${service}: a csnap volume has exactly one server, and ${instances.max} are declared: declare 1`;
-  if (storeClass !== "local")
-    return `${service}: store class ${storeClass} needs a broker that other hosts see, and local: knows this host only: declare --store-class local`;
-  if (fencing.policy !== "none")
-    return `${service}: fencing by ${fencing.policy} is of use between hosts only, and local: knows this host only: declare --fence none`;
-  if (hosts.length > 0 && !hosts.includes(host))
-    return `${service}: host ${host} is not among those declared (${hosts.join(", ")}), and local: knows this host only: add it with --host ${host}`;
-  return undefined;
 }

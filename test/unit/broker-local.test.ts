@@ -6,10 +6,10 @@ import { open as openFile, readdir, readFile, rename, rm, writeFile } from "node
 import { join } from "node:path";
 import tmp from "tmp";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { FileRecords } from "../../src/broker/file_records.js";
 import { openBroker } from "../../src/broker/open.js";
 import { isAlive, ownIdentity } from "../../src/broker/process_identity.js";
 import { newRecord, type ServiceRecord, type Versioned } from "../../src/broker/record.js";
-import { RecordStore } from "../../src/broker/record_store.js";
 import { type Backend, BrokerChild, spec, UUID } from "../support/broker-backend.js";
 import { brokerConformance, claimOptions, random, seed } from "./broker.conformance.js";
 
@@ -57,7 +57,7 @@ async function letGo(pipe: string): Promise<void> {
 brokerConformance("local", localBackend);
 
 describe("broker URLs", () => {
-  it.each(["etcd://host:2379", "consul:", "local:/elsewhere", "nonsense"])(
+  it.each(["zk://host:2379", "consul:", "local:/elsewhere", "nonsense"])(
     "'%s' is refused, naming what is known",
     (url) => {
       expect(() => openBroker(url, { stateDir: "/nowhere" })).toThrow(/^broker URL '.*local: \(this host's/);
@@ -67,11 +67,11 @@ describe("broker URLs", () => {
 
 describe("records", () => {
   let stateDir: string;
-  let store: RecordStore;
+  let store: FileRecords;
 
   beforeEach(() => {
     stateDir = tmp.dirSync({ prefix: "csnap-broker-" }).name;
-    store = new RecordStore(join(stateDir, "broker"));
+    store = new FileRecords(join(stateDir, "broker"));
   });
   afterEach(() => rm(stateDir, { recursive: true, force: true }));
 
@@ -115,7 +115,7 @@ describe("records", () => {
     const next = random(seed);
     let granted = 0;
     const writer = async (): Promise<void> => {
-      const own = new RecordStore(join(stateDir, "broker"));
+      const own = new FileRecords(join(stateDir, "broker"));
       for (let done = 0; done < 40; ) {
         const base = await own.read("disk1");
         if (next() < 0.3) await new Promise((resolve) => setImmediate(resolve));

@@ -2,8 +2,8 @@
 import { readdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { FileRecords } from "../../src/broker/file_records.js";
 import { openBroker } from "../../src/broker/open.js";
-import { RecordStore } from "../../src/broker/record_store.js";
 import { native } from "../../src/native.js";
 import { Ear } from "../support/broker-backend.js";
 import { Sandbox } from "../support/csnap.js";
@@ -123,7 +123,7 @@ describe("a volume's server and the local broker", () => {
     await expect(claim).rejects.toMatchObject({ code: "BUSY" });
     await users.close();
     // Records of another term under a running server, as after a restored backup of the state directory.
-    const store = new RecordStore(sandbox.path("state/broker"));
+    const store = new FileRecords(sandbox.path("state/broker"));
     const found = await store.read("vol");
     if (!found) throw new Error("no record");
     const swapped = await store.swap("vol", found, { ...found.record, epoch: 9n });

@@ -1,17 +1,19 @@
-// One term's right to serve, as the local backend gives it. Used by the server through Grant.
+// One term's right to serve. Used by the server through Grant.
 //
-// LG1 On one kernel the store's lock decides (LB1), so the grant has no end in time; it is lost when
-//     the record names another term.
-// LG2 A record that was removed under a running server is written again from what the grant knows:
-//     the server holds the store's lock, so nobody else can have begun a term.
+// RG1 On one kernel the store's lock decides (RB1): the grant has no end in time, and is lost when the
+//     record names another term. Between hosts it ends in time unless it is renewed (lease_keeper.ts).
+// RG2 A record that was removed under a running server is written again from what the grant knows,
+//     if nobody has begun a term since. On one kernel the store's lock sees to that; between hosts
+//     the renewal does it, as the number in the record must be a new one (RW3).
 import { messageOf } from "../volume/errors.js";
 import type { Address, Epoch, Grant } from "./broker.js";
-import type { LocalBroker } from "./local.js";
+import { heldTerm, type LeasePulse, type StartedLease } from "./lease_keeper.js";
 import type { ServiceRecord } from "./record.js";
+import type { RecordBroker } from "./record_broker.js";
 import type { Sight } from "./service_feed.js";
 import { fencedError, ownSlot, published, released, withdrawn } from "./transitions.js";
 
-export class LocalGrant implements Grant {
+export class RecordGrant implements Grant {
   readonly epoch: Epoch;
   private known: ServiceRecord;
   private lostListener: ((reason: string) => void) | undefined;
@@ -19,19 +21,24 @@ export class LocalGrant implements Grant {
   private lostReason: string | undefined;
   private stopReason: string | undefined;
   private readonly stopListening: () => void;
+  private readonly letGo: () => void;
+  private readonly pulse: LeasePulse | undefined;
   private ended = false;
 
   constructor(
-    private readonly broker: LocalBroker,
+    private readonly broker: RecordBroker,
     readonly service: string,
     private readonly instance: string,
     record: ServiceRecord,
+    lease: StartedLease | undefined,
   ) {
     this.epoch = record.epoch;
     this.known = record;
+    this.letGo = broker.hold();
+    this.pulse = lease?.keep(heldTerm(service, record), (why) => this.lose(why));
     this.stopListening = broker.listen(service, {
       seen: (sight) => this.seen(sight),
-      // Records that can't be read take nothing away (LG1).
+      // Records that can't be read take nothing away (RG1).
       failed: () => {},
       stateChanged: () => {},
     });
@@ -39,7 +46,7 @@ export class LocalGrant implements Grant {
 
   async publish(address: Address): Promise<void> {
     this.known = await this.broker.change(this.service, ({ record }) => {
-      const own = record ?? this.known;
+      const own = record ?? this.remembered;
       if (!ownSlot(own, this.instance, this.epoch)) throw fencedError(this.service, this.epoch, own);
       const next = published(own, address);
       return { record: next, value: next };
@@ -52,7 +59,11 @@ export class LocalGrant implements Grant {
   }
 
   validUntilMs(): number {
-    return Number.POSITIVE_INFINITY;
+    return this.pulse?.validUntilMs() ?? Number.POSITIVE_INFINITY;
+  }
+
+  get gate(): number | undefined {
+    return this.pulse?.gate;
   }
 
   onLost(listener: (reason: string) => void): void {
@@ -69,13 +80,23 @@ export class LocalGrant implements Grant {
     if (this.ended) return;
     this.ended = true;
     this.stopListening();
-    await this.changeOwn((found) => released(found, "stopped in order", failure));
+    // Not before its last renewal has ended: the record is released as the last act.
+    await this.pulse?.end();
+    try {
+      await this.changeOwn((found) => released(found, "stopped in order", failure));
+    } finally {
+      this.letGo();
+    }
+  }
+
+  private get remembered(): ServiceRecord | undefined {
+    return this.pulse ? undefined : this.known;
   }
 
   /** 'lost' where the slot is another term's. */
   private changeOwn(edit: (record: ServiceRecord) => ServiceRecord): Promise<ServiceRecord | "lost"> {
     return this.broker.change<ServiceRecord | "lost">(this.service, ({ record }) => {
-      const own = record ?? this.known;
+      const own = record ?? this.remembered;
       if (!ownSlot(own, this.instance, this.epoch)) return { value: "lost" };
       const next = edit(own);
       return { record: next, value: next };
@@ -90,8 +111,7 @@ export class LocalGrant implements Grant {
     }
     const { record } = found;
     if (!ownSlot(record, this.instance, this.epoch)) {
-      this.lostReason ??= messageOf(fencedError(this.service, this.epoch, record));
-      this.callLost();
+      this.lose(messageOf(fencedError(this.service, this.epoch, record)));
     } else if (record.admin === "disabled" && record.slot.purpose === "serve") {
       this.stopReason ??= "an administrator has disabled it";
       this.callStop();
@@ -100,11 +120,21 @@ export class LocalGrant implements Grant {
     }
   }
 
-  /** LG2 */
+  /** RG2 */
   private restore(): void {
+    if (this.pulse) {
+      this.pulse.restore(this.known);
+      return;
+    }
     this.changeOwn((record) => record).catch(() => {
       // The next look tries again.
     });
+  }
+
+  private lose(why: string): void {
+    if (this.ended) return;
+    this.lostReason ??= why;
+    this.callLost();
   }
 
   private callLost(): void {

@@ -23,7 +23,9 @@ import { randomBytes } from "node:crypto";
 import { link, mkdir, open, readdir, readFile, stat, unlink } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { CsnapError, codeOf, systemText } from "../volume/errors.js";
+import { DirectoryWatch } from "./directory_watch.js";
 import { decodeRecord, encodeRecord, type ServiceRecord, type Versioned } from "./record.js";
+import type { RecordStore } from "./records.js";
 
 const keptRevisions = 32;
 /** A temporary file older than this belongs to a writer that crashed; one that only slept tries again. */
@@ -31,7 +33,7 @@ const temporaryAgeMs = 60_000;
 const readAttemptsMax = 100;
 const revisionPattern = /^r\.(\d{16})$/;
 
-export class RecordStore {
+export class FileRecords implements RecordStore {
   private queue: Promise<unknown> = Promise.resolve();
 
   constructor(private readonly directory: string) {}
@@ -84,10 +86,15 @@ export class RecordStore {
     }
   }
 
-  /** So that it can be watched before there is a record. */
-  prepareWatch(service: string): Promise<void> {
-    return this.inTurn(() => this.makeDirectory(service));
+  watch(service: string, changed: () => void): () => void {
+    const watch = new DirectoryWatch(this.directoryOf(service), changed, () =>
+      this.inTurn(() => this.makeDirectory(service)),
+    );
+    return () => watch.end();
   }
+
+  /** Nothing of it outlives an operation. */
+  close(): void {}
 
   /** RS4 */
   private inTurn<T>(operation: () => Promise<T>): Promise<T> {

@@ -1,12 +1,13 @@
-// The broker's local backend: records in the state directory, no daemon, nothing to configure. All
-// who call are processes of one host and one kernel.
+// The broker over any store of records with compare-and-swap: `local:` keeps them in the state
+// directory, `etcd:` in a cluster (open.ts).
 //
-// LB1 "Exactly one" is the kernel's: the lock that the server holds on the store (claim C1). The
-//     records say who it is and where, and make epochs that grow.
-// LB2 A holder that died is recognised by pid, start time and boot; its address is withdrawn by
-//     whoever looks, and its slot taken by the next claim at once.
-// LB3 Nothing here waits on the caller's turn (BR1): storage is only touched through the thread pool.
-import { join } from "node:path";
+// RB1 On one kernel "exactly one" is the kernel's: the lock that the server holds on the store (claim
+//     C1). The records say who it is and where, and make epochs that grow. Between hosts the grant
+//     ends in time (lease.ts), and the gate in the core with it (F2).
+// RB2 A holder that died is recognised by its process; its address is withdrawn by whoever looks, and
+//     its slot taken by the next claim at once. One on another host that is silent is not (TR3).
+// RB3 Nothing here waits on the caller's turn (BR1): storage is only touched asynchronously.
+import { setTimeout as sleep } from "node:timers/promises";
 import { CsnapError, messageOf } from "../volume/errors.js";
 import { AgentRunner } from "./agent_runner.js";
 import type {
@@ -23,14 +24,17 @@ import type {
   ServiceView,
   Ticket,
 } from "./broker.js";
-import { LocalGrant } from "./local_grant.js";
-import { isAlive, ownIdentity, type ProcessIdentity } from "./process_identity.js";
+import type { LeaseKeeper } from "./lease_keeper.js";
+import { KernelLiveness, type Liveness } from "./liveness.js";
+import { ownIdentity, type ProcessIdentity } from "./process_identity.js";
 import { newRecord, type ServiceRecord } from "./record.js";
-import { RecordStore } from "./record_store.js";
-import { ServiceFeed, type Sight } from "./service_feed.js";
+import { RecordGrant } from "./record_grant.js";
+import type { RecordStore } from "./records.js";
+import { aliveAgents, ServiceFeed, type Sight } from "./service_feed.js";
 import { stateOf, viewOf, whyNotValid } from "./sight.js";
+import { type Reach, specProblem } from "./spec_rules.js";
 import { LiveTicket } from "./ticket.js";
-import { claimed, type Found, heldError, isHeld, specProblem } from "./transitions.js";
+import { claimed, type Found, fenceConfirmed, heldError, isHeld } from "./transitions.js";
 
 const changeAttemptsMax = 1000;
 
@@ -40,17 +44,33 @@ export interface Change<T> {
   readonly value: T;
 }
 
-export class LocalBroker implements Broker {
+export interface RecordBrokerOptions {
+  readonly store: RecordStore;
+  readonly reach: Reach;
+  readonly self?: ProcessIdentity;
+  readonly liveness?: Liveness;
+  /** where grants end in time: what renews them */
+  readonly leases?: LeaseKeeper;
+}
+
+export class RecordBroker implements Broker {
+  readonly self: ProcessIdentity;
+  readonly leases: LeaseKeeper | undefined;
   private readonly store: RecordStore;
+  private readonly liveness: Liveness;
+  private readonly reach: Reach;
   private readonly feeds = new Map<string, ServiceFeed>();
   private readonly tickets = new Set<LiveTicket>();
   private readonly runners = new Map<LiveTicket, AgentRunner>();
+  private held = 0;
+  private closing = false;
 
-  constructor(
-    stateDir: string,
-    private readonly self: ProcessIdentity = ownIdentity(),
-  ) {
-    this.store = new RecordStore(join(stateDir, "broker"));
+  constructor({ store, reach, self = ownIdentity(), liveness, leases }: RecordBrokerOptions) {
+    this.store = store;
+    this.reach = reach;
+    this.self = self;
+    this.liveness = liveness ?? new KernelLiveness();
+    this.leases = leases;
   }
 
   get state(): BrokerState {
@@ -63,7 +83,7 @@ export class LocalBroker implements Broker {
     const ticket = this.newTicket(spec.service);
     const failed = (code: "SPEC_CONFLICT" | "DENIED" | "BROKER", detail: string) =>
       ticket.set({ type: "failed", code, detail, final: true });
-    const problem = specProblem(spec, this.self.host);
+    const problem = specProblem(spec, this.self.host, this.reach);
     if (problem !== undefined) {
       failed("DENIED", problem);
       return ticket;
@@ -71,7 +91,7 @@ export class LocalBroker implements Broker {
     this.change(spec.service, (found) => {
       const record = found.record ?? newRecord(null);
       const isOther = record.spec !== null && record.spec.volumeUuid !== spec.volumeUuid;
-      if (isOther && isHeld(found)) return { value: heldError(spec.service, record) };
+      if (isOther && isHeld(found)) return { value: heldError(spec.service, record, found.life) };
       return { record: { ...record, spec }, value: undefined };
     }).then(
       (conflict) =>
@@ -108,7 +128,7 @@ export class LocalBroker implements Broker {
   registerAgent(registration: AgentRegistration, agent: InstanceAgent): Ticket {
     const { service } = registration;
     const ticket = this.newTicket(service);
-    const runner = new AgentRunner(this, registration, agent, this.self, (state) => ticket.set(state));
+    const runner = new AgentRunner(this, registration, agent, (state) => ticket.set(state));
     this.runners.set(ticket, runner);
     const remove = this.listen(service, {
       seen: (sight) => runner.seen(sight),
@@ -119,16 +139,20 @@ export class LocalBroker implements Broker {
     ticket.whenEnded(() => {
       remove();
       this.runners.delete(ticket);
+      void runner.finished();
     });
     return ticket;
   }
 
   async claim(service: string, options: ClaimOptions): Promise<Grant> {
+    const started = this.leases?.begin();
     const record = await this.change(service, (found) => {
-      const next = claimed(service, found, options, this.self);
+      // Of several attempts the last may be the one that is stored, so its time counts (LS2).
+      started?.sent();
+      const next = claimed(service, found, options, this.self, started?.terms);
       return { record: next, value: next };
     });
-    return new LocalGrant(this, service, options.instance, record);
+    return new RecordGrant(this, service, options.instance, record, started);
   }
 
   reportBad(service: string, epoch: Epoch, why: string): void {
@@ -155,23 +179,29 @@ export class LocalBroker implements Broker {
   async describe(service: string): Promise<ServiceView | undefined> {
     const found = await this.store.read(service);
     if (!found?.record.spec) return undefined;
-    const { slot, agents } = found.record;
-    const alive: string[] = [];
-    for (const agent of agents) if (await isAlive(agent.process)) alive.push(agent.host);
+    const { life } = await this.liveness.holder(service, found.record);
     return viewOf({
       found,
-      holderAlive: slot.holder !== null && (await isAlive(slot.holder)),
-      agents: alive,
+      holder: life,
+      agents: await aliveAgents(this.liveness, service, found.record.agents),
     });
   }
 
   forget(service: string): Promise<void> {
     return this.change(service, (found) => {
       if (!found.record?.spec) return { value: undefined };
-      if (isHeld(found)) throw heldError(service, found.record);
+      if (isHeld(found)) throw heldError(service, found.record, found.life);
       const { epoch, agents } = found.record;
       return { record: { ...newRecord(null), epoch, agents }, value: undefined };
     });
+  }
+
+  async confirmFence(service: string, who: string): Promise<void> {
+    await this.observed(service);
+    await this.change(service, (found) => ({
+      record: fenceConfirmed(service, found, who),
+      value: undefined,
+    }));
   }
 
   release(ticket: Ticket): void {
@@ -182,6 +212,34 @@ export class LocalBroker implements Broker {
     const runners = [...this.runners.values()];
     for (const ticket of this.tickets) ticket.end();
     await Promise.all(runners.map((runner) => runner.finished()));
+    this.closing = true;
+    this.closeStore();
+  }
+
+  /** Grants outlive close(): what they need of the store stays until the last has ended. */
+  hold(): () => void {
+    this.held++;
+    return () => {
+      this.held--;
+      this.closeStore();
+    };
+  }
+
+  private closeStore(): void {
+    if (this.closing && this.held === 0) this.store.close();
+  }
+
+  /** Long enough to know whether a holder on another host still gives signs. */
+  private async observed(service: string): Promise<void> {
+    for (;;) {
+      const found = await this.store.read(service);
+      const { lookAgainMs } = found ? await this.liveness.holder(service, found.record) : {};
+      if (lookAgainMs === undefined) return;
+      const former = found?.record.slot.beat?.seq;
+      await sleep(lookAgainMs);
+      const now = await this.store.read(service);
+      if (now?.record.slot.beat?.seq !== former) return;
+    }
   }
 
   /**
@@ -191,13 +249,10 @@ export class LocalBroker implements Broker {
   async change<T>(service: string, edit: (found: Found) => Change<T>): Promise<T> {
     for (let attempt = 0; attempt < changeAttemptsMax; attempt++) {
       const found = await this.store.read(service);
-      const holder = found?.record.slot.holder;
-      const { record, value } = edit({
-        record: found?.record,
-        alive: holder ? await isAlive(holder) : false,
-      });
+      const { life } = found ? await this.liveness.holder(service, found.record) : { life: "gone" as const };
+      const { record, value } = edit({ record: found?.record, life });
       if (!record) return value;
-      if (!(await this.store.swap(service, found, await this.tidied(record)))) continue;
+      if (!(await this.store.swap(service, found, await this.tidied(service, record)))) continue;
       this.feeds.get(service)?.look();
       return value;
     }
@@ -206,7 +261,7 @@ export class LocalBroker implements Broker {
 
   /** Listens to the service's feed until the returned function is called. */
   listen(service: string, listener: Parameters<ServiceFeed["add"]>[0]): () => void {
-    const feed = this.feeds.get(service) ?? new ServiceFeed(service, this.store);
+    const feed = this.feeds.get(service) ?? new ServiceFeed(service, this.store, this.liveness);
     this.feeds.set(service, feed);
     const remove = feed.add(listener);
     return () => {
@@ -218,9 +273,9 @@ export class LocalBroker implements Broker {
   }
 
   /** Agents whose process is gone leave the record with the next change. */
-  private async tidied(record: ServiceRecord): Promise<ServiceRecord> {
+  private async tidied(service: string, record: ServiceRecord): Promise<ServiceRecord> {
     if (record.agents.length === 0) return record;
-    const alive = await Promise.all(record.agents.map((agent) => isAlive(agent.process)));
+    const alive = await Promise.all(record.agents.map((agent) => this.liveness.agent(service, agent)));
     return alive.every(Boolean) ? record : { ...record, agents: record.agents.filter((_, i) => alive[i]) };
   }
 

@@ -1,0 +1,142 @@
+/** Real etcd members on loopback, each a process of Debian's etcd-server, with its data in a scratch directory. */
+import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
+import { rmSync } from "node:fs";
+import { createServer } from "node:net";
+import { join } from "node:path";
+import { setTimeout as pause } from "node:timers/promises";
+import tmp from "tmp";
+
+const START_LIMIT_MS = 30_000;
+
+interface Member {
+  readonly name: string;
+  readonly clientPort: number;
+  readonly peerPort: number;
+  process: ChildProcess;
+}
+
+export class EtcdCluster {
+  private constructor(
+    private readonly directory: string,
+    private readonly members: readonly Member[],
+    private readonly extra: readonly string[],
+    private readonly scheme: "http" | "https",
+  ) {}
+
+  static async start(
+    count = 1,
+    extra: readonly string[] = [],
+    scheme: "http" | "https" = "http",
+  ): Promise<EtcdCluster> {
+    const directory = tmp.dirSync({ prefix: "csnap-etcd-" }).name;
+    const ports = await freePorts(2 * count);
+    const members = Array.from({ length: count }, (_, i) => ({
+      name: `m${i}`,
+      clientPort: ports[2 * i] ?? 0,
+      peerPort: ports[2 * i + 1] ?? 0,
+      process: undefined as unknown as ChildProcess,
+    }));
+    const cluster = new EtcdCluster(directory, members, extra, scheme);
+    for (const member of members) cluster.launch(member);
+    await cluster.up();
+    return cluster;
+  }
+
+  get ports(): number[] {
+    return this.members.map(({ clientPort }) => clientPort);
+  }
+
+  url(query = ""): string {
+    return `etcd://${this.ports.map((port) => `127.0.0.1:${port}`).join(",")}${query && `?${query}`}`;
+  }
+
+  signal(index: number, signal: NodeJS.Signals): void {
+    this.members[index]?.process.kill(signal);
+  }
+
+  async kill(index: number): Promise<void> {
+    const child = this.members[index]?.process;
+    if (!child || child.exitCode !== null || child.signalCode !== null) return;
+    child.kill("SIGKILL");
+    await once(child, "exit");
+  }
+
+  /** After kill(): with the data it had. */
+  restart(index: number): void {
+    const member = this.members[index];
+    if (member) this.launch(member);
+  }
+
+  /** A raw call of the gateway of the first member. */
+  async call(path: string, body: object, token?: string): Promise<Record<string, unknown>> {
+    const response = await fetch(`${this.scheme}://127.0.0.1:${this.ports[0]}/v3/${path}`, {
+      method: "POST",
+      body: JSON.stringify(body),
+      ...(token !== undefined && { headers: { Authorization: token } }),
+    });
+    return (await response.json()) as Record<string, unknown>;
+  }
+
+  async close(): Promise<void> {
+    for (let i = 0; i < this.members.length; i++) {
+      this.signal(i, "SIGCONT");
+      await this.kill(i);
+    }
+    rmSync(this.directory, { recursive: true, force: true });
+  }
+
+  private launch(member: Member): void {
+    const client = `${this.scheme}://127.0.0.1:${member.clientPort}`;
+    const peer = `http://127.0.0.1:${member.peerPort}`;
+    const all = this.members.map(({ name, peerPort }) => `${name}=http://127.0.0.1:${peerPort}`).join(",");
+    const options = {
+      name: member.name,
+      "data-dir": join(this.directory, member.name),
+      "listen-client-urls": client,
+      "advertise-client-urls": client,
+      "listen-peer-urls": peer,
+      "initial-advertise-peer-urls": peer,
+      "initial-cluster": all,
+      "heartbeat-interval": "50",
+      "election-timeout": "500",
+      logger: "zap",
+      "log-level": "error",
+    };
+    const words = Object.entries(options).map(([key, value]) => `--${key}=${value}`);
+    member.process = spawn("etcd", [...words, ...this.extra], { stdio: "ignore" });
+  }
+
+  private async up(): Promise<void> {
+    const end = performance.now() + START_LIMIT_MS;
+    for (const { clientPort, process } of this.members) {
+      for (;;) {
+        const isHealthy = await fetch(`${this.scheme}://127.0.0.1:${clientPort}/health`).then(
+          async (response) => ((await response.json()) as { health?: string }).health === "true",
+          () => false,
+        );
+        if (isHealthy || this.scheme === "https") break;
+        if (process.exitCode !== null) throw new Error(`etcd ended with ${process.exitCode}`);
+        if (performance.now() > end) throw new Error("etcd did not come up");
+        await pause(50);
+      }
+    }
+  }
+}
+
+/** Free a moment ago, and not the same twice. */
+async function freePorts(count: number): Promise<number[]> {
+  const servers = await Promise.all(
+    Array.from({ length: count }, async () => {
+      const server = createServer().listen(0, "127.0.0.1");
+      await once(server, "listening");
+      return server;
+    }),
+  );
+  const ports = servers.map((server) => {
+    const address = server.address();
+    return typeof address === "object" && address ? address.port : 0;
+  });
+  await Promise.all(servers.map((server) => new Promise((resolve) => server.close(resolve))));
+  return ports;
+}
