@@ -7,7 +7,7 @@
 
 import type { Grant } from "../broker/broker.js";
 import { claimEpoch } from "../broker/claim_epoch.js";
-import { defaultBrokerUrl, openBroker } from "../broker/open.js";
+import { openBroker } from "../broker/open.js";
 import { ControlClient } from "../control/client.js";
 import type { NativeBinding } from "../native.js";
 import { loadDefinition, type VolumeDefinition } from "../volume/definition.js";
@@ -95,6 +95,7 @@ async function openHere(context: Context, definition: VolumeDefinition, purpose:
       acceptOrigin: false,
       acceptLoss: false,
       ...(grant && { epoch: grant.epoch }),
+      ...(grant?.gate !== undefined && { gate: grant.gate }),
     });
     if (purpose === "look" && !volume.info().clean) warnUnclean(definition);
     const operations = new DirectOperations(native, volume, {
@@ -116,7 +117,7 @@ async function claimIfKnown(
   native: NativeBinding,
   definition: VolumeDefinition,
 ): Promise<Grant | undefined> {
-  const broker = openBroker(defaultBrokerUrl, context);
+  const broker = openBroker(context.brokerUrl, context, native);
   if ((await broker.describe(definition.name)) === undefined) return undefined;
   return claimEpoch(broker, native, definition, "command");
 }

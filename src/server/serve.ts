@@ -75,6 +75,7 @@ export async function serveVolume(request: ServeRequest): Promise<void> {
         acceptOrigin: request.acceptOrigin,
         acceptLoss: request.acceptLoss,
         epoch: term.epoch,
+        ...(term.gate !== undefined && { gate: term.gate }),
         onEvent: (event) => (server ? server.onEvent(event) : early.push(event)),
       }),
     );
@@ -233,6 +234,7 @@ class VolumeServer {
   /** Until a signal or a failure. */
   async run(): Promise<void> {
     const signal = await this.stopReason;
+    if (this.lost !== undefined && this.term.gate !== undefined) return this.stopLost(this.lost);
     if (signal === undefined) return this.stopFailed();
     this.request.log(
       `${signal}: finishing what is under way; ${signal.startsWith("SIG") ? "again to cut it" : "a signal cuts it"}`,
@@ -267,7 +269,7 @@ class VolumeServer {
         end(why);
       });
       this.wakeOnFailure = () => resolve(undefined);
-      if (this.failure !== undefined) resolve(undefined);
+      if (this.failure !== undefined || this.lost !== undefined) resolve(undefined);
     });
   }
 
@@ -298,6 +300,21 @@ class VolumeServer {
       "FAILED",
       `${definition.name} stopped: ${this.failure}: \`csnap check ${definition.name}\` says what is left, see also --accept-loss of \`csnap serve\``,
     );
+  }
+
+  /** TE4. The term is only given back when nothing of it is under way any more. */
+  private async stopLost(why: string): Promise<void> {
+    this.request.log(`its grant has ended: ${why}: cutting connections`);
+    this.notifier.stopping("its grant has ended");
+    await this.abandon();
+    const closed = this.volume.close().then(
+      () => true,
+      // FENCED: it is closed, and nothing was written.
+      () => true,
+    );
+    const limit = new Promise<boolean>((resolve) => setTimeout(resolve, failedCloseLimitMs, false).unref());
+    if (await Promise.race([closed, limit])) await this.term.release();
+    throw new CsnapError("FENCED", `${this.request.definition.name} stopped: ${why}`);
   }
 
   /** Everything but the volume, at once. */
@@ -332,7 +349,10 @@ class VolumeServer {
     if (kind === "snapshot-deleted" || kind === "snapshot-dropped") this.exports.remove(snapshot);
     if (kind === "snapshot-dropped" || kind === "high-water") this.guard.overtaken();
     if (kind === "low-water") void this.guard.lowWater();
-    if (kind === "failed") {
+    if (kind === "failed" && event.code === "FENCED") {
+      this.lost ??= message;
+      this.wakeOnFailure?.();
+    } else if (kind === "failed") {
       this.failure = message || "the volume failed";
       this.wakeOnFailure?.();
     }

@@ -5,6 +5,8 @@
 // TE1 The epoch that the store is stamped with is the one granted (F1, F3).
 // TE2 An address is published only after the server has answered at it (F4).
 // TE3 A broker that does not answer holds up the end of a server for brokerLimitMs, no longer.
+// TE4 A term that ends in time is cut, not drained, when it is lost: the gate is shut, so nothing could
+//     be answered any more (F2).
 import { connect, type Socket } from "node:net";
 import type { Address, Epoch, Grant } from "../broker/broker.js";
 import { ClientHandshake } from "../nbd/client-handshake.js";
@@ -23,6 +25,11 @@ export class Term {
 
   get epoch(): Epoch {
     return this.grant.epoch;
+  }
+
+  /** The core's gate, where the grant ends in time (F2). */
+  get gate(): number | undefined {
+    return this.grant.gate;
   }
 
   /** `stop`: an administrator wants it. `lost`: a newer term has begun. At most one call of each. */

@@ -34,6 +34,7 @@ export interface InitSettings {
 export interface Settings {
   readonly stateDir?: string;
   readonly runDir?: string;
+  readonly broker?: string;
   readonly init: InitSettings;
   readonly serve: ServeSettings;
 }
@@ -51,12 +52,14 @@ export function parseSettings(text: string, file: string): Settings {
   const reader = new TableReader(parseToml(text, file), file, "");
   const stateDir = reader.text("state-dir");
   const runDir = reader.text("run-dir");
+  const broker = reader.text("broker");
   const init = readInit(reader.table("init"));
   const serve = readServe(reader.table("serve"));
   reader.refuseRest();
   return {
     ...(stateDir !== undefined && { stateDir }),
     ...(runDir !== undefined && { runDir }),
+    ...(broker !== undefined && { broker }),
     init,
     serve,
   };

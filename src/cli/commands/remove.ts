@@ -2,7 +2,7 @@
 import { existsSync, unlinkSync } from "node:fs";
 import { createInterface } from "node:readline/promises";
 import type { Command } from "commander";
-import { defaultBrokerUrl, openBroker } from "../../broker/open.js";
+import { openBroker } from "../../broker/open.js";
 import { loadDefinition, removeDefinition, type VolumeDefinition } from "../../volume/definition.js";
 import { CsnapError, codeOf } from "../../volume/errors.js";
 import { inspectTarget } from "../../volume/inspect.js";
@@ -39,7 +39,7 @@ async function remove(context: Context, name: string, options: RemoveOptions): P
   const definition = loadDefinition(context.stateDir, name);
   if (existsSync(definition.store)) await settleUnlessForced(context, definition, options);
   else note(`the store ${definition.store} of ${name} is gone; only the definition is removed`);
-  await openBroker(defaultBrokerUrl, context).forget(name);
+  await openBroker(context.brokerUrl, context).forget(name);
   if (options.wipeStore) await wipe(definition);
   removeDefinition(context.stateDir, name);
   const fate = options.wipeStore ? "the store is destroyed" : `the store ${definition.store} stays`;

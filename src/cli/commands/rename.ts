@@ -1,6 +1,6 @@
 // `csnap rename`: gives a volume another name on this host.
 import type { Command } from "commander";
-import { defaultBrokerUrl, openBroker } from "../../broker/open.js";
+import { openBroker } from "../../broker/open.js";
 import { checkNameIsFree, loadDefinition, renameDefinition } from "../../volume/definition.js";
 import { CsnapError } from "../../volume/errors.js";
 import { checkVolumeName } from "../../volume/names.js";
@@ -30,7 +30,7 @@ async function rename(context: Context, from: string, to: string): Promise<void>
     throw new CsnapError("BUSY", `${from} is being served: stop its server first, then rename it`);
   }
   // Under its new name the volume's epochs go on from the store's.
-  await openBroker(defaultBrokerUrl, context).forget(from);
+  await openBroker(context.brokerUrl, context).forget(from);
   renameDefinition(context.stateDir, from, to);
   print(`volume ${from} is now ${to}`);
 }

@@ -18,6 +18,7 @@ export class DemoCsnap {
       ...process.env,
       CSNAP_STATE_DIR: `${directory}/state`,
       CSNAP_RUN_DIR: `${directory}/run`,
+      CSNAP_BROKER: "local:",
     };
   }
 
