@@ -108,10 +108,15 @@ export class Agent {
     };
   }
 
-  /** Takes up what a former agent has left. Throws where the kernel can't be asked. */
+  /** Takes up what a former agent has left. */
   start(): void {
     const { native, records, log } = this.options;
-    this.deadLinks = native.watchDeadLinks((index) => this.onDeadLink(index));
+    try {
+      this.listenToKernel();
+    } catch (error) {
+      // A host that only runs servers needs no nbd.
+      log(`no devices here: ${messageOf(error)}`);
+    }
     const kernel = new Map(configuredDevices().map(({ index, backend }) => [backend, index]));
     const kept = new Map(this.options.inherited.map(({ fd, name }) => [name, fd]));
     for (const record of records.load(log)) {
@@ -121,6 +126,11 @@ export class Agent {
     }
     for (const fd of kept.values()) native.closeDescriptor(fd);
     this.timer = setInterval(() => void this.poll(), pollMs);
+  }
+
+  /** Throws where the kernel has no nbd; it may have later. */
+  private listenToKernel(): void {
+    this.deadLinks ??= this.options.native.watchDeadLinks((index) => this.onDeadLink(index));
   }
 
   private takeUp(record: AttachmentRecord, index: number | undefined, fds: readonly number[]): void {
@@ -167,6 +177,7 @@ export class Agent {
   async attach(request: AttachRequest): Promise<DeviceRecord> {
     const { volume, snapshot } = request;
     const name = snapshot === null ? volume : `${volume}@${snapshot}`;
+    this.listenToKernel();
     this.refuseSecond(request, name);
     const record: AttachmentRecord = {
       uuid: randomUUID(),

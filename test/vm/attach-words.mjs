@@ -36,12 +36,14 @@ await run("chmod", ["755", rig.work]);
 // --- nothing to work with --------------------------------------------------------------------------------------------
 
 rig.initVolume("disk1", 32, 64);
-await test("without the nbd module: one line from the agent, one from attach", async () => {
+await test("without the nbd module: the agent runs without devices, attach says why", async () => {
   assert.doesNotMatch(readFileSync("/proc/modules", "utf8"), /^nbd /m);
   const modprobe = readFileSync(MODPROBE, "utf8");
   writeFileSync(MODPROBE, "/bin/false");
-  await refusedLine(["agent"], /^csnap: the kernel has no nbd netlink family: `modprobe nbd`/);
   await refusedLine(["attach", "disk1"], /^csnap: no agent runs on this host: start `csnap agent` as root/);
+  const lone = await startAgent();
+  await refusedLine(["attach", "disk1"], /^csnap: the kernel has no nbd netlink family: `modprobe nbd`/);
+  await stop(lone, "SIGTERM");
   writeFileSync(MODPROBE, modprobe);
 });
 await run("modprobe", ["nbd"]);

@@ -4,6 +4,8 @@ import { mkdirSync } from "node:fs";
 import type { Command } from "commander";
 import { Agent } from "../../agent/agent.js";
 import { RecordStore } from "../../agent/record.js";
+import { Roster } from "../../agent/roster.js";
+import { HostServers, launcher } from "../../agent/servers.js";
 import { AgentClient, AgentService, agentSocketPath } from "../../agent/service.js";
 import { openBroker } from "../../broker/open.js";
 import { EventHub } from "../../control/events.js";
@@ -17,29 +19,24 @@ import { version } from "../../volume/version.js";
 import { type Context, contextOf, examples } from "../context.js";
 import { note } from "../output.js";
 
-interface AgentOptions {
-  readonly broker: string;
-}
-
 export function registerAgent(program: Command): void {
   const command = program
     .command("agent")
     .summary("attach volumes as /dev/nbdX and keep them attached, in the foreground")
     .description(
-      "The host's daemon: attaches exports as /dev/nbdX when `csnap attach` asks, reconnects them when the server restarts or moves, and finds them again when it is restarted itself. Ending it, by whatever signal, detaches nothing.",
+      "The host's daemon: attaches exports as /dev/nbdX when `csnap attach` asks, reconnects them when the server restarts or moves, and finds them again when it is restarted itself. It also keeps the servers of those volumes running that were declared by `csnap volume define`. Ending it, by whatever signal, detaches nothing and stops no server.",
     )
-    .option("--broker <url>", "where servers are known", "local:")
-    .action((options: AgentOptions) => runAgent(contextOf(command), options));
-  examples(command, "csnap agent", "csnap agent --broker local:");
+    .action(() => runAgent(contextOf(command)));
+  examples(command, "csnap agent", "csnap agent --broker etcd://10.0.0.1,10.0.0.2?ca=/etc/csnap/etcd-ca.pem");
 }
 
-async function runAgent(context: Context, options: AgentOptions): Promise<void> {
+async function runAgent(context: Context): Promise<void> {
   const native = await loadNative();
   const socketPath = checkSocketPath(agentSocketPath(context.runDir));
   await refuseSecond(socketPath);
   mkdirSync(context.runDir, { recursive: true, mode: 0o755 });
   const problems = takePrecautions(native);
-  const broker = openBroker(options.broker, context);
+  const broker = openBroker(context.brokerUrl, context);
   const events = new EventHub("");
   const notifier = new ServiceNotifier(native, process.env, process.pid);
   const agent = new Agent({
@@ -52,10 +49,15 @@ async function runAgent(context: Context, options: AgentOptions): Promise<void> 
     notifySocket: process.env.NOTIFY_SOCKET || undefined,
   });
   agent.start();
+  const servers = new HostServers(broker, launcher(ownProgram(context), serverEnvironment(context)), (line) =>
+    note(`agent: ${line}`),
+  );
+  const roster = new Roster(context.stateDir, broker, servers, (line) => note(`agent: ${line}`));
+  roster.start();
   const service = new AgentService(socketPath, agent, events, () => ({
     pid: process.pid,
     version,
-    broker: options.broker,
+    broker: context.brokerUrl,
     problems,
   }));
   await service.listen();
@@ -68,13 +70,34 @@ async function runAgent(context: Context, options: AgentOptions): Promise<void> 
   notifier.ready(`devices: ${agent.list().length}`, () => true);
   const signal = await ended;
   notifier.stopping(signal);
-  note(`agent: ${signal}: ending; devices stay attached`);
+  note(`agent: ${signal}: ending; devices stay attached, servers go on`);
   await service.close();
   agent.close();
+  roster.close();
+  servers.close();
   await broker.close();
   notifier.end();
   // A call that hangs in the kernel would keep the loop alive.
   process.exit(0);
+}
+
+/** This csnap, with the options that its commands need to find the same volumes. */
+function ownProgram({ config }: Context): string[] {
+  const [script = ""] = process.argv.slice(1);
+  return [process.execPath, script, ...(config === undefined ? [] : ["--config", config])];
+}
+
+/** Without what the service manager gave to the agent alone. */
+function serverEnvironment({ stateDir, runDir, brokerUrl }: Context): NodeJS.ProcessEnv {
+  const own = Object.entries(process.env).filter(
+    ([name]) => !/^(NOTIFY_SOCKET|LISTEN_(PID|FDS|FDNAMES)|WATCHDOG_(PID|USEC))$/.test(name),
+  );
+  return {
+    ...Object.fromEntries(own),
+    CSNAP_STATE_DIR: stateDir,
+    CSNAP_RUN_DIR: runDir,
+    CSNAP_BROKER: brokerUrl,
+  };
 }
 
 async function refuseSecond(socketPath: string): Promise<void> {

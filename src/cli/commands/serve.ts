@@ -1,7 +1,8 @@
 // `csnap serve`: the server, in the foreground.
 import { writeSync } from "node:fs";
+import { createInterface } from "node:readline";
 import { type Command, Option } from "commander";
-import { defaultBrokerUrl, openBroker } from "../../broker/open.js";
+import { openBroker } from "../../broker/open.js";
 import { inheritedDescriptors } from "../../nbd/listen.js";
 import { loadDefinition, type VolumeDefinition } from "../../volume/definition.js";
 import { CsnapError } from "../../volume/errors.js";
@@ -15,6 +16,7 @@ import { note } from "../output.js";
 interface ServeOptions extends ServeSettings {
   readonly acceptOrigin?: boolean;
   readonly acceptLoss?: boolean;
+  readonly standby?: boolean;
 }
 
 export function registerServe(program: Command): void {
@@ -51,6 +53,7 @@ export function registerServe(program: Command): void {
       collect,
     )
     .option("--plain", "allow TCP beyond loopback without TLS")
+    .addOption(new Option("--standby", "wait for the agent's order on standard input").hideHelp())
     .option("--accept-origin", "the origin was changed while it was not served: take it as it is")
     .option("--accept-loss", "a sync failed, acknowledged writes may be lost: go on all the same")
     .action((name: string, options: ServeOptions) =>
@@ -64,7 +67,7 @@ export function registerServe(program: Command): void {
 }
 
 async function serve(context: Context, name: string, options: ServeOptions): Promise<void> {
-  const { acceptOrigin, acceptLoss, ...own } = options;
+  const { acceptOrigin, acceptLoss, standby, ...own } = options;
   const definition = loadDefinition(context.stateDir, name);
   const settings = mergeServe(context.settings.serve, definition.serve, own);
   const inherited = inheritedDescriptors(process.env, process.pid);
@@ -74,11 +77,14 @@ async function serve(context: Context, name: string, options: ServeOptions): Pro
     import("../../server/serve.js"),
   ]);
   const plan = planServe(name, context.runDir, settings, inherited);
+  const native = await loadNative();
+  const instance = standby ? await orderedInstance() : undefined;
+  if (standby && instance === undefined) return;
   await refuseServed(context, definition);
   await serveVolume({
-    native: await loadNative(),
-    broker: openBroker(defaultBrokerUrl, context),
-    instance: process.env.CSNAP_INSTANCE,
+    native,
+    broker: openBroker(context.brokerUrl, context, native),
+    instance,
     definition,
     runDir: context.runDir,
     plan,
@@ -87,6 +93,17 @@ async function serve(context: Context, name: string, options: ServeOptions): Pro
     ready: (uri) => announce(`csnap: ${name} ready ${uri}\n`, inherited.length > 0),
     log: (line) => note(`${name}: ${line}`),
   });
+}
+
+/** The instance that the agent's order names; undefined: the agent has ended. */
+async function orderedInstance(): Promise<string | undefined> {
+  const lines = createInterface({ input: process.stdin });
+  for await (const line of lines) {
+    // What follows is nothing to a server: it goes on without its agent.
+    process.stdin.destroy();
+    return (JSON.parse(line) as { readonly instance: string }).instance;
+  }
+  return undefined;
 }
 
 /** The store's lock decides; this only says who it is in the volume's own words. */

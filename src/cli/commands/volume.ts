@@ -1,4 +1,5 @@
 // `csnap volume`: what is declared of a volume's service, who serves it, and the administrator's word.
+import { hostname, userInfo } from "node:os";
 import { type Command, Option } from "commander";
 import {
   type Broker,
@@ -7,7 +8,7 @@ import {
   type ServiceSpec,
   type ServiceView,
 } from "../../broker/broker.js";
-import { defaultBrokerUrl, openBroker } from "../../broker/open.js";
+import { openBroker } from "../../broker/open.js";
 import { loadDefinition } from "../../volume/definition.js";
 import { CsnapError, usageError } from "../../volume/errors.js";
 import { checkVolumeName } from "../../volume/names.js";
@@ -55,6 +56,12 @@ export function registerVolume(program: Command): void {
     (context, name) => setEnabled(context, name, false),
   );
   one(
+    "fence-confirm",
+    "say that a silent host can't write any more",
+    "For a volume whose last server's host gives no sign: another may take over once an administrator has made sure that the host is off, or cut off from the store. Recorded with the name of who says so.",
+    confirmFence,
+  );
+  one(
     "explain",
     "say why it is served where it is, or why not",
     "Says in words who serves the volume since when, or why nobody does and what to do.",
@@ -99,13 +106,14 @@ function registerShow(volume: Command): void {
 }
 
 function brokerOf(context: Context): Broker {
-  return openBroker(defaultBrokerUrl, context);
+  return openBroker(context.brokerUrl, context);
 }
 
 async function define(context: Context, name: string, options: DefineOptions): Promise<void> {
   const { uuid } = loadDefinition(context.stateDir, name);
   const spec: ServiceSpec = {
     ...defaultSpec(name, uuid),
+    instances: { max: 1, min: 1 },
     storeClass: options.storeClass,
     fencing: parseFence(options.fence, options.iAcceptStaleWrites ?? false),
     hosts: options.host ?? [],
@@ -157,6 +165,13 @@ async function setEnabled(context: Context, name: string, enabled: boolean): Pro
   else print(`${name} may not be served${isServed ? `; process ${view.holder?.pid} is asked to stop` : ""}`);
 }
 
+async function confirmFence(context: Context, name: string): Promise<void> {
+  loadDefinition(context.stateDir, name);
+  const { username } = userInfo();
+  await brokerOf(context).confirmFence(name, `${username} on ${hostname()}`);
+  print(`${name}: its former host is recorded as fenced; it may be served`);
+}
+
 async function show(context: Context, name: string, json: boolean): Promise<void> {
   const { uuid } = loadDefinition(context.stateDir, name);
   const view = await brokerOf(context).describe(name);
@@ -181,8 +196,9 @@ async function show(context: Context, name: string, json: boolean): Promise<void
 }
 
 function stateText(view: ServiceView): string {
-  const isGone = view.holder?.alive === false;
-  const state = isGone ? "not served, the process that had it is gone" : view.state;
+  const { holder } = view;
+  const gone = holder?.silent ? `nothing is heard of ${holder.host}` : "the process that had it is gone";
+  const state = holder?.alive === false ? `not served, ${gone}` : view.state;
   return `${state}, since ${shortTime(view.since)}: ${view.reason}`;
 }
 
@@ -224,6 +240,8 @@ function explanation(name: string, view: ServiceView | undefined): string {
   const why = `since ${since}: ${reason}`;
   if (view.state === "failed")
     return `${name} is not served: its server stopped after an error (${why}): \`csnap check ${name}\` says what is left, then serve it by hand`;
+  if (holder?.silent)
+    return `${name}: nothing is heard of ${holder.host}, whose process ${holder.pid} had epoch ${epoch} and may still write: bring that host back, or, once it is off for certain, \`csnap volume fence-confirm ${name}\``;
   if (holder && !holder.alive)
     return `${name} is not served: process ${holder.pid} on ${holder.host}, which had epoch ${epoch}, is gone without stopping in order${next(view)}`;
   if (holder && view.state === "published") {
@@ -241,5 +259,6 @@ function next({ service, adminState, spec, agents }: ServiceView): string {
   if (adminState === "disabled")
     return `; an administrator has disabled it: \`csnap volume enable ${service}\` allows it to be served`;
   if (spec.instances.min === 1 && agents.length > 0) return `; the agent on ${agents.join(", ")} starts it`;
-  return `: \`csnap serve ${service}\` serves it`;
+  const agent = spec.instances.min === 1 ? ", and so does `csnap agent`" : "";
+  return `: \`csnap serve ${service}\` serves it${agent}`;
 }
