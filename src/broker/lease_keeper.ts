@@ -150,7 +150,7 @@ class ThreadPulse implements LeasePulse {
   private watch(): void {
     const leftMs = this.validUntilMs() - this.clock();
     if (leftMs <= 0) {
-      this.lose("its grant was not renewed in time");
+      this.lose("its grant was not renewed in time: the broker did not answer, or this host stood still");
       return;
     }
     this.watchdog = setTimeout(() => this.watch(), leftMs + 1);

@@ -27,6 +27,7 @@ export interface Answer {
   readonly code?: string;
   readonly message?: string;
   readonly reason?: string;
+  readonly valid_until?: number;
 }
 
 /** A process that uses the broker (broker-child.mjs). */

@@ -27,6 +27,7 @@ async function claim({ service, instance, storeEpoch = "0", volumeUuid, purpose 
 const commands = {
   claim,
   publish: async ({ uris }) => grant.publish({ uris }),
+  valid: async () => ({ valid_until: grant.validUntilMs() }),
   withdraw: async ({ reason }) => grant.withdraw(reason),
   release: async ({ failure }) => grant.release(failure),
   /** As a server of an agent's does: takes the slot over, publishes, ends when asked. */

@@ -107,7 +107,28 @@ export class EtcdCluster {
     member.process = spawn("etcd", [...words, ...this.extra], { stdio: "ignore" });
   }
 
-  private async up(): Promise<void> {
+  /** Index of the member that leads now. */
+  async leader(): Promise<number> {
+    const end = performance.now() + START_LIMIT_MS;
+    while (performance.now() < end) {
+      for (const [index, { clientPort, process }] of this.members.entries()) {
+        if (process.exitCode !== null || process.signalCode !== null) continue;
+        const status = await fetch(`${this.scheme}://127.0.0.1:${clientPort}/v3/maintenance/status`, {
+          method: "POST",
+          body: "{}",
+          signal: AbortSignal.timeout(500),
+        }).then(
+          async (answer) => (await answer.json()) as { header?: { member_id?: string }; leader?: string },
+          () => undefined,
+        );
+        if (status?.leader !== undefined && status.leader === status.header?.member_id) return index;
+      }
+      await pause(50);
+    }
+    throw new Error("etcd has no leader");
+  }
+
+  async up(): Promise<void> {
     const end = performance.now() + START_LIMIT_MS;
     for (const { clientPort, process } of this.members) {
       for (;;) {
