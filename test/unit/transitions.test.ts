@@ -1,0 +1,107 @@
+/** Who may take a slot over, and what a claim writes: between hosts, where a holder is known by its signs only. */
+import { describe, expect, it } from "vitest";
+import type { ClaimOptions } from "../../src/broker/broker.js";
+import { silenceMs } from "../../src/broker/lease.js";
+import { type Life, SilenceLiveness } from "../../src/broker/liveness.js";
+import { ownIdentity, type ProcessIdentity } from "../../src/broker/process_identity.js";
+import { newRecord, type ServiceRecord } from "../../src/broker/record.js";
+import { claimed, fenceConfirmed, renewed } from "../../src/broker/transitions.js";
+import { spec, UUID } from "../support/broker-backend.js";
+
+const SERVICE = "disk1";
+const TERMS = { grantMs: 4000 };
+const here: ProcessIdentity = { ...ownIdentity(), host: "here" };
+/** Its number says nothing on this kernel. */
+const there: ProcessIdentity = { host: "there", boot_id: "another", pid: 1, start_time: "1" };
+
+const options = (changes: Partial<ClaimOptions> = {}): ClaimOptions => ({
+  instance: "new",
+  storeEpoch: 0n,
+  volumeUuid: UUID,
+  purpose: "serve",
+  ...changes,
+});
+
+function heldBy(holder: ProcessIdentity, instance = "old"): ServiceRecord {
+  const found = { record: newRecord(spec(SERVICE)), life: "gone" as const };
+  return claimed(SERVICE, found, options({ instance }), holder, TERMS);
+}
+
+const claim = (record: ServiceRecord, life: Life, changes: Partial<ClaimOptions> = {}) =>
+  claimed(SERVICE, { record, life }, options(changes), here, TERMS);
+
+describe("a slot", () => {
+  it("of a holder that is gone is taken with the next epoch and a first sign", () => {
+    const next = claim(heldBy(here), "gone");
+    expect(next.epoch).toBe(2n);
+    expect(next.slot).toMatchObject({ instance: "new", holder: here, beat: { seq: 1, grant_ms: 4000 } });
+  });
+
+  it("of a holder that is only silent is not: it may still write", () => {
+    const record = heldBy(there);
+    expect(() => claim(record, "silent")).toThrow(
+      /^disk1: nothing is heard of there, which has epoch 1 and may still write: .*fence-confirm disk1/,
+    );
+    const confirmed = fenceConfirmed(SERVICE, { record, life: "silent" }, "root on here");
+    expect(confirmed.slot.reason).toBe("root on here confirmed that there can't write any more");
+    expect(claim(confirmed, "gone").epoch).toBe(2n);
+  });
+
+  it("of one that is alive or gone has nothing to confirm", () => {
+    for (const life of ["alive", "gone"] as const)
+      expect(() => fenceConfirmed(SERVICE, { record: heldBy(there), life }, "root")).toThrow(
+        /nothing to confirm/,
+      );
+  });
+
+  it("that an agent has ordered is taken over in the same term, and no number comes twice in it", () => {
+    const ordered = heldBy(here);
+    const renewedOnce = renewed({ ...ordered, slot: { ...ordered.slot, ordered: true } }, 7);
+    const taken = claim(renewedOnce, "alive", { instance: "old" });
+    expect(taken.epoch).toBe(ordered.epoch);
+    expect(taken.slot.beat?.seq).toBe(8);
+  });
+});
+
+describe("another host's holder", () => {
+  let now = 0;
+  const liveness = () => new SilenceLiveness(here, () => now);
+
+  it("is silent when its sign has stood still for W since it was first seen, not before", async () => {
+    const look = liveness();
+    const record = heldBy(there);
+    const waitMs = silenceMs(TERMS.grantMs);
+    now = 1_000_000;
+    expect(await look.holder(SERVICE, record)).toEqual({ life: "alive", lookAgainMs: waitMs });
+    now += waitMs - 1;
+    expect((await look.holder(SERVICE, record)).life).toBe("alive");
+    now += 1;
+    expect((await look.holder(SERVICE, record)).life).toBe("silent");
+    // A sign is a sign, however late.
+    expect((await look.holder(SERVICE, renewed(record, 2))).life).toBe("alive");
+    now += waitMs;
+    expect((await look.holder(SERVICE, renewed(record, 2))).life).toBe("silent");
+  });
+
+  it("that claims anew is alive from then on, be its number the same", async () => {
+    const look = liveness();
+    const record = heldBy(there);
+    await look.holder(SERVICE, record);
+    now += silenceMs(TERMS.grantMs);
+    const again = claimed(SERVICE, { record, life: "gone" }, options({ instance: "again" }), there, TERMS);
+    expect(again.slot.beat?.seq).toBe(record.slot.beat?.seq);
+    expect((await look.holder(SERVICE, again)).life).toBe("alive");
+  });
+
+  it("on this host is asked of the kernel, whatever its signs", async () => {
+    const look = liveness();
+    const record = heldBy(here);
+    await look.holder(SERVICE, record);
+    now += 10 * silenceMs(TERMS.grantMs);
+    expect((await look.holder(SERVICE, record)).life).toBe("alive");
+    const dead = heldBy({ ...here, start_time: "1" });
+    expect((await look.holder(SERVICE, dead)).life).toBe("gone");
+    // Of a former boot of this host.
+    expect((await look.holder(SERVICE, heldBy({ ...here, boot_id: "former" }))).life).toBe("gone");
+  });
+});
