@@ -23,6 +23,7 @@ export default defineConfig({
       project("unit", 30_000, false),
       project("wire", MINUTE_MS, true),
       project("crash", 10 * MINUTE_MS, true),
+      project("failover", 15 * MINUTE_MS, true),
       { test: { name: "fuzz", include: ["test/fuzz/**/*.fuzz.ts"] } },
       project("vm", 15 * MINUTE_MS, true),
     ],

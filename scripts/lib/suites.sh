@@ -4,14 +4,14 @@
 # U1 Cheap suites come first, as a developer wants to learn of a mistake early; then the longest.
 # U2 A budget includes building what only this suite needs, beside another suite.
 
-readonly SUITES=(lint unit devices native native-asan vm native-tsan simulation wire crash fuzz package)
+readonly SUITES=(lint unit devices native native-asan vm native-tsan simulation wire crash failover fuzz package)
 readonly SLOTS_MAX=2
 
 # Minutes in the default tier and with --full.
 declare -rA BUDGET_QUICK=([lint]=4 [unit]=6 [vm]=20 [devices]=28 [native]=12 [native-asan]=20 [native-tsan]=25
-  [simulation]=10 [wire]=10 [crash]=10 [fuzz]=12 [package]=10 [mutants]=30)
+  [simulation]=10 [wire]=10 [crash]=10 [failover]=12 [fuzz]=12 [package]=10 [mutants]=30)
 declare -rA BUDGET_FULL=([lint]=4 [unit]=6 [vm]=30 [devices]=90 [native]=20 [native-asan]=30 [native-tsan]=40
-  [simulation]=40 [wire]=12 [crash]=15 [fuzz]=55 [package]=10 [mutants]=40)
+  [simulation]=40 [wire]=12 [crash]=15 [failover]=45 [fuzz]=55 [package]=10 [mutants]=40)
 
 # What a suite's outcome depends on, beside the tool versions; the rest depend on everything.
 declare -rA INPUTS=(
@@ -24,7 +24,7 @@ declare -rA INPUTS=(
 readonly TEST_PACKAGES=(g++ make python3 git doctest-dev clang-format-14 clang-16 libclang-rt-16-dev
   nbdkit libnbd-bin file python3-libnbd fuse3 qemu-utils qemu-system-x86 nbd-client nbd-server fio
   busybox-static e2fsprogs xfsprogs gnutls-bin openssl curl systemd groff-base man-db
-  etcd-server)
+  etcd-server iproute2 util-linux)
 
 # The long simulations among the native tests are a suite of their own; each takes its share of the
 # work by CSNAP_SHARD. Under the sanitizers they run at a twentieth of the size, with all others.
@@ -55,6 +55,7 @@ check_shell_syntax() {
 suite_unit() { vitest unit unit; }
 suite_wire() { vitest wire wire; }
 suite_crash() { vitest crash crash; }
+suite_failover() { vitest failover failover; }
 # Two suites, as two processors share the virtual machines better than one after the other would.
 suite_vm() { vitest vm vm nbd.test netlink.test; }
 suite_devices() { vitest devices vm attach systemd; }

@@ -6,13 +6,13 @@
 //     all hosts.
 // AG3 A server is never started from here because somebody asked for a device (F7).
 import { randomUUID } from "node:crypto";
-import { hostname } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Broker, BrokerEvent, Ticket } from "../broker/broker.js";
 import { ControlClient } from "../control/client.js";
 import type { EventHub } from "../control/events.js";
 import type { NativeBinding } from "../native.js";
 import { CsnapError, messageOf } from "../volume/errors.js";
+import { hostName } from "../volume/host.js";
 import type { OnLost, Phase, ServerAddress } from "./attachment.js";
 import { Device, type DeviceHost, silenceMs } from "./device.js";
 import { look } from "./dial.js";
@@ -467,7 +467,7 @@ export class Agent {
 
 /** What this host can reach: a unix socket only on the server's own. */
 function addressFor(event: Extract<BrokerEvent, { type: "address" }>): ServerAddress {
-  const isHere = event.host === hostname();
+  const isHere = event.host === hostName();
   const unix = event.uris.filter((uri) => uri.startsWith("nbd+unix:") || uri.startsWith("nbds+unix:"));
   const tcp = event.uris.filter((uri) => !unix.includes(uri));
   return { epoch: event.epoch, uris: isHere ? [...unix, ...tcp] : tcp };

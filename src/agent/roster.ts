@@ -3,10 +3,10 @@
 // RO1 Definitions are read without waiting for the disk; one look at a time.
 // RO2 A volume that is not defined any more is offered no more; its server goes on.
 import { readdir } from "node:fs/promises";
-import { hostname } from "node:os";
 import { join } from "node:path";
 import type { Broker, InstanceAgent, Ticket } from "../broker/broker.js";
 import { codeOf, messageOf } from "../volume/errors.js";
+import { hostName } from "../volume/host.js";
 import { isName } from "../volume/names.js";
 
 const lookEveryMs = 3000;
@@ -69,7 +69,7 @@ export class Roster {
     }
     for (const service of volumes) {
       if (this.offered.has(service)) continue;
-      const ticket = this.broker.registerAgent({ service, host: hostname() }, this.agent);
+      const ticket = this.broker.registerAgent({ service, host: hostName() }, this.agent);
       this.offered.set(service, ticket);
       ticket.on((event) => {
         if (event.type === "failed") this.tellOnce(`${service} is not offered: ${event.detail}`);

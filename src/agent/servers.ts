@@ -11,7 +11,7 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Broker, InstanceAgent, StartedInstance, StartOrder } from "../broker/broker.js";
-import { isAlive, type ProcessIdentity } from "../broker/process_identity.js";
+import { isAlive, isOfThisHost, ownIdentity, type ProcessIdentity } from "../broker/process_identity.js";
 import { messageOf } from "../volume/errors.js";
 import { DialRefused, look } from "./dial.js";
 
@@ -111,8 +111,9 @@ export class HostServers implements InstanceAgent {
   ): Promise<"stopped" | "dead" | "unknown"> {
     const view = await this.broker.describe(service);
     if (view?.instance !== instance || !view.holder) return "unknown";
-    const { host, bootId: boot_id, pid, startTime: start_time } = view.holder;
-    const process = { host, boot_id, pid, start_time };
+    const { host, machine, bootId: boot_id, pid, startTime: start_time } = view.holder;
+    const process = { host, machine, boot_id, pid, start_time };
+    if (!isOfThisHost(process, ownIdentity())) return "unknown";
     for (const [signal, limitMs, outcome] of [
       ["SIGTERM", graceMs, "stopped"],
       ["SIGKILL", killLimitMs, "dead"],

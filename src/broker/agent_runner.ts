@@ -9,21 +9,30 @@
 // AR3a An order between hosts is a grant that ends in time like every other: the agent renews it until
 //     its server has taken the slot over.
 // AR4 A server that ends soon after its start is started again ever later, up to backoffMaxMs.
+// AR5 Only the agent of the holder's own host probes and stops a server: what another host can't reach
+//     may well be alive.
+// AR6 A silent holder's host is fenced by one agent at a time; the next tries when that one has been
+//     silent for as long as a fence may take. Only a confirmed fence frees the slot (F8).
+// AR7 A service that is being moved is left to the host that shall have it, for moveLimitMs.
 import { randomUUID } from "node:crypto";
 import { messageOf } from "../volume/errors.js";
 import type { AgentRegistration, InstanceAgent, StartOrder } from "./broker.js";
+import { fenceLimitMs, runFence } from "./fence.js";
 import { heldTerm, type StartedLease } from "./lease_keeper.js";
 import { agentBeatMs } from "./liveness.js";
+import { isOfThisHost } from "./process_identity.js";
 import { newRecord, type ServiceRecord, type Slot, vacantSlot } from "./record.js";
 import type { RecordBroker } from "./record_broker.js";
 import type { Sight } from "./service_feed.js";
 import type { TicketState } from "./ticket.js";
-import { claimedSlot, type Found, firstBeat, isHeld } from "./transitions.js";
+import { claimedSlot, type Found, fencingBegun, fencingEnded, firstBeat, isHeld } from "./transitions.js";
 
 const backoffMinMs = 200;
 const backoffMaxMs = 10_000;
 /** One that served this long had not failed to start. */
 const settledMs = 10_000;
+const moveLimitMs = 10_000;
+const fenceRetryMs = 5_000;
 const startLimitMs = 30_000;
 const stopGraceMs = 30_000;
 /** For one that answers no probe: it would not drain either. */
@@ -37,6 +46,8 @@ export class AgentRunner {
   private retry: NodeJS.Timeout | undefined;
   private latest: Found = { record: undefined, life: "gone" };
   private finishing: Promise<void> | undefined;
+  /** performance.now() before which a fence that failed is not tried again */
+  private fenceAgainMs = 0;
   private beating: NodeJS.Timeout | undefined;
   private readonly ending = new AbortController();
   private work: Promise<unknown> = Promise.resolve();
@@ -60,7 +71,7 @@ export class AgentRunner {
       return;
     }
     this.tell({ type: "registered", host: this.registration.host });
-    this.latest = { record, life: sight.holder };
+    this.latest = { record, life: sight.holder, fencingMs: sight.fencingMs };
     if (this.mayRun(record)) this.agent.prepare?.(this.registration.service);
     this.considerStart();
     this.considerProbe(record);
@@ -128,18 +139,64 @@ export class AgentRunner {
   /** By what was seen last; order() decides by what is there. */
   private considerStart(): void {
     if (this.running || this.ending.signal.aborted || !this.mayStart(this.latest)) return;
-    const waitMs = Date.parse(this.latest.record?.slot.retry_at ?? "") - Date.now();
+    const waitMs = this.waitMs();
     clearTimeout(this.retry);
     if (waitMs > 0) {
       this.retry = setTimeout(() => this.considerStart(), waitMs);
       return;
     }
-    this.running = this.runOne().finally(() => {
+    const isSilent = this.latest.life === "silent";
+    this.running = (isSilent ? this.fenceHolder() : this.runOne()).finally(() => {
       this.running = undefined;
       // What was seen meanwhile was not acted on.
       setImmediate(() => this.considerStart());
     });
     this.follow(this.running);
+  }
+
+  /** By wall clocks, which may differ: so bounded. AR6, AR7. */
+  private waitMs(): number {
+    const { slot } = this.latest.record ?? {};
+    if (!slot) return 0;
+    if (this.latest.life === "silent") {
+      const isOther = slot.fencing !== null && slot.fencing.id !== this.id;
+      const othersMs = isOther ? fenceLimitMs + fenceRetryMs - (this.latest.fencingMs ?? 0) : 0;
+      return Math.max(othersMs, this.fenceAgainMs - performance.now());
+    }
+    if (slot.move_to !== null && slot.move_to !== this.registration.host)
+      return Math.min(moveLimitMs, Date.parse(slot.since) + moveLimitMs - Date.now());
+    return Math.min(backoffMaxMs, Date.parse(slot.retry_at ?? "") - Date.now());
+  }
+
+  /** AR6 */
+  private async fenceHolder(): Promise<void> {
+    const { service, host } = this.registration;
+    const fencing = { id: this.id, host };
+    const { record: seen } = this.latest;
+    const record = await this.broker.change<ServiceRecord | undefined>(service, (found) => {
+      this.latest = found;
+      if (this.ending.signal.aborted || !this.mayFence(found)) return { value: undefined };
+      const begun = fencingBegun(found, seen?.slot.instance ?? "", fencing);
+      return begun ? { record: begun, value: begun } : { value: undefined };
+    });
+    const { holder } = record?.slot ?? {};
+    if (!record || !holder || record.spec?.fencing.command === undefined) return;
+    const target = { service, host: holder.host, bootId: holder.boot_id, epoch: record.epoch };
+    const failure = await runFence(record.spec.fencing.command, target);
+    if (failure !== undefined) this.fenceAgainMs = performance.now() + fenceRetryMs;
+    await this.broker.change(service, ({ record: now }) => {
+      const ended = fencingEnded(now, fencing, failure);
+      return ended ? { record: ended, value: undefined } : { value: undefined };
+    });
+  }
+
+  private mayFence({ record, life }: Found): boolean {
+    return (
+      life === "silent" &&
+      record?.spec?.fencing.policy === "command" &&
+      this.mayRun(record) &&
+      record.slot.purpose === "serve"
+    );
   }
 
   /** One server from its order to its end, or to the agent's. */
@@ -191,7 +248,8 @@ export class AgentRunner {
 
   private mayStart(found: Found): boolean {
     const { record } = found;
-    return record !== undefined && this.mayRun(record) && record.slot.state !== "failed" && !isHeld(found);
+    if (record === undefined || !this.mayRun(record) || record.slot.state === "failed") return false;
+    return !isHeld(found) || this.mayFence(found);
   }
 
   /** AR1, AR2; undefined: somebody else was faster. */
@@ -200,7 +258,8 @@ export class AgentRunner {
     return this.broker.change<ServiceRecord | undefined>(service, (found) => {
       const { record } = found;
       this.latest = found;
-      if (!record || this.ending.signal.aborted || !this.mayStart(found)) return { value: undefined };
+      if (!record || this.ending.signal.aborted || !this.mayStart(found) || isHeld(found))
+        return { value: undefined };
       const instance = randomUUID();
       started?.sent();
       const slot: Slot = {
@@ -230,6 +289,7 @@ export class AgentRunner {
   private considerProbe(record: ServiceRecord): void {
     const { slot, epoch } = record;
     if (this.probing || slot.suspect === null || slot.state !== "published") return;
+    if (!slot.holder || !isOfThisHost(slot.holder, this.broker.self)) return;
     this.probing = true;
     const order = { service: this.registration.service, instance: slot.instance, epoch };
     this.follow(

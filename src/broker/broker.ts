@@ -150,6 +150,7 @@ export interface Grant {
   withdraw(reason: string): Promise<void>;
   /** CLOCK_BOOTTIME in ms until which the server may act; Infinity where a kernel lock decides. */
   validUntilMs(): number;
+  readonly storeClass: ServiceSpec["storeClass"];
   /** The core's gate that is open until then (NativeBinding.createGate); undefined: for ever. */
   readonly gate: number | undefined;
   /** Somebody else holds a newer epoch: stop at once. At most one call. */
@@ -191,6 +192,8 @@ export interface InstanceAgent {
 
 export interface HolderView {
   readonly host: string;
+  /** of ProcessIdentity */
+  readonly machine: string;
   readonly bootId: string;
   readonly pid: number;
   /** since boot, in clock ticks: tells it from a later process of this pid */
@@ -252,6 +255,10 @@ export interface Broker {
   reportBad(service: string, epoch: Epoch, why: string): void;
   /** 'disabled' asks a running server to stop. NOT_FOUND where the service is not declared. */
   setAdminState(service: string, state: AdminState): Promise<void>;
+  /** The running server is asked to stop, and this host's agent starts the next. INVALID_ARGUMENT. */
+  move(service: string, to: string): Promise<void>;
+  /** An administrator's word that the store's epoch counts, which this broker did not grant (F1). */
+  adoptEpoch(service: string, storeEpoch: Epoch): Promise<void>;
   describe(service: string): Promise<ServiceView | undefined>;
   /** An administrator's word that the silent holder's host can't write any more. INVALID_ARGUMENT. */
   confirmFence(service: string, who: string): Promise<void>;

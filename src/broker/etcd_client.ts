@@ -11,7 +11,7 @@ import { CsnapError, messageOf, oneLine } from "../volume/errors.js";
 import type { Endpoint, EtcdOptions } from "./etcd_url.js";
 
 /** A fifth of the grant, so that a renewal survives some silent members. */
-const endpointLimitMs = 800;
+const endpointLimitMs = 700;
 const answerLimitBytes = 16 << 20;
 const keptConnections = 4;
 

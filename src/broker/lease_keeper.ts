@@ -75,7 +75,7 @@ export type FromRenewal = { readonly kind: "lost"; readonly why: string };
 const endLimitMs = 2000;
 
 /** The calls of the addon that a lease needs. */
-export type NativeGates = Pick<NativeBinding, "createGate" | "extendGate" | "shutGate">;
+export type NativeGates = Pick<NativeBinding, "createGate" | "extendGate" | "shutGate" | "boottimeMs">;
 
 export class ThreadLeaseKeeper implements LeaseKeeper {
   /** @param native without it there is no gate: of use where nothing is served */
@@ -83,7 +83,7 @@ export class ThreadLeaseKeeper implements LeaseKeeper {
     private readonly url: string,
     private readonly native: NativeGates | undefined,
     private readonly timing: LeaseTiming = defaultTiming,
-    private readonly clock: BoottimeClock = boottimeMs,
+    private readonly clock: BoottimeClock = native ? () => native.boottimeMs() : boottimeMs,
   ) {}
 
   begin(): StartedLease {

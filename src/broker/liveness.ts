@@ -2,7 +2,7 @@
 // processes of one host; by silence, where they are not. Used by the feed and by every change.
 //
 // LI1 "gone" is said of what can't come back: a process that the kernel of this very boot does not
-//     know any more, or one of this host's former boots.
+//     know any more, or one of a former boot of this machine, known by its machine id and its name.
 // LI2 "silent" is said of another host's holder whose sign has stood still for W since this process
 //     first saw it (lease.ts). That ends its right to act, not what its devices still carry out: who
 //     takes over needs a fence besides (F8).
@@ -10,8 +10,8 @@
 //     is left out.
 import { type BoottimeClock, boottimeMs } from "./clock.js";
 import { Silence, silenceMs } from "./lease.js";
-import { isAlive, type ProcessIdentity } from "./process_identity.js";
-import type { RegisteredAgent, ServiceRecord, Slot } from "./record.js";
+import { isAlive, isOfThisHost, type ProcessIdentity } from "./process_identity.js";
+import type { Fencing, RegisteredAgent, ServiceRecord, Slot } from "./record.js";
 
 export type Life = "alive" | "gone" | "silent";
 
@@ -19,6 +19,8 @@ export type Life = "alive" | "gone" | "silent";
 export interface HolderLife {
   readonly life: Life;
   readonly lookAgainMs?: number;
+  /** of a silent one that is being fenced: for how long it has been the same attempt */
+  readonly fencingMs?: number;
 }
 
 export interface Liveness {
@@ -44,6 +46,7 @@ export class KernelLiveness implements Liveness {
 /** Processes of this host by its kernel, others by what is heard of them. */
 export class SilenceLiveness implements Liveness {
   private readonly holders = new Map<string, Silence>();
+  private readonly fencings = new Map<string, Silence>();
   private readonly agents = new Map<string, Silence>();
 
   constructor(
@@ -56,15 +59,20 @@ export class SilenceLiveness implements Liveness {
     const heard = entry(this.holders, service).saw(signOf(slot, epoch), now);
     const { holder, beat } = slot;
     if (holder === null) return { life: "gone" };
-    if (holder.host === this.self.host) return { life: (await isAlive(holder)) ? "alive" : "gone" };
+    if (isOfThisHost(holder, this.self)) return { life: (await isAlive(holder)) ? "alive" : "gone" };
     // One without a lease never ends by itself.
     if (!beat) return { life: "alive" };
     const waitMs = silenceMs(beat.grant_ms);
-    return heard >= waitMs ? { life: "silent" } : { life: "alive", lookAgainMs: waitMs - heard };
+    if (heard < waitMs) return { life: "alive", lookAgainMs: waitMs - heard };
+    return { life: "silent", fencingMs: this.fencingMs(service, slot.fencing, now) };
+  }
+
+  private fencingMs(service: string, fencing: Fencing | null, now: number): number {
+    return fencing === null ? 0 : entry(this.fencings, service).saw(fencing.id, now);
   }
 
   async agent(service: string, { id, process, beat }: RegisteredAgent): Promise<boolean> {
-    if (process.host === this.self.host) return isAlive(process);
+    if (isOfThisHost(process, this.self)) return isAlive(process);
     return entry(this.agents, `${service} ${id}`).saw(String(beat), this.clock()) < agentSilenceMs;
   }
 }

@@ -6,10 +6,12 @@
 //     somebody else's by start time. What can't be read is taken to live.
 import { readFileSync } from "node:fs";
 import { readFile } from "node:fs/promises";
-import { hostname } from "node:os";
+import { hostName } from "../volume/host.js";
 
 export interface ProcessIdentity {
   readonly host: string;
+  /** of the installation (machine-id(5)); '' where there is none */
+  readonly machine: string;
   readonly boot_id: string;
   readonly pid: number;
   /** since boot, in clock ticks; decimal */
@@ -21,12 +23,31 @@ let own: ProcessIdentity | undefined;
 /** Reads /proc once: it holds no disk that could hang. */
 export function ownIdentity(): ProcessIdentity {
   own ??= {
-    host: hostname(),
+    host: hostName(),
+    machine: machineId(),
     boot_id: bootId(),
     pid: process.pid,
     start_time: parseStat(readFileSync("/proc/self/stat", "utf8"))?.startTime ?? "",
   };
   return own;
+}
+
+function machineId(): string {
+  try {
+    return readFileSync("/etc/machine-id", "utf8").trim();
+  } catch {
+    return "";
+  }
+}
+
+/**
+ * Whether this kernel can say what became of it: it runs on this one, or ran on a former boot of this
+ * machine. The name counts too: clones may share a machine id, and hosts a name, but not both.
+ */
+export function isOfThisHost(identity: ProcessIdentity, self: ProcessIdentity): boolean {
+  if (identity.host !== self.host) return false;
+  if (identity.boot_id === self.boot_id) return true;
+  return self.machine !== "" && identity.machine === self.machine;
 }
 
 function bootId(): string {

@@ -16,6 +16,12 @@ export interface Beat {
   readonly grant_ms: number;
 }
 
+/** One candidate's attempt; others wait for it. */
+export interface Fencing {
+  readonly id: string;
+  readonly host: string;
+}
+
 export interface Slot {
   readonly state: SlotState;
   readonly instance: string;
@@ -32,6 +38,10 @@ export interface Slot {
   readonly suspect: string | null;
   /** ISO 8601: no agent starts a server before; null: at once */
   readonly retry_at: string | null;
+  /** who is fencing the silent holder's host */
+  readonly fencing: Fencing | null;
+  /** an administrator moves the service: the host that shall have it */
+  readonly move_to: string | null;
 }
 
 export interface RegisteredAgent {
@@ -71,6 +81,8 @@ export function vacantSlot(reason: string, retryAt: string | null = null): Slot 
     reason,
     suspect: null,
     retry_at: retryAt,
+    fencing: null,
+    move_to: null,
   };
 }
 

@@ -25,18 +25,27 @@ import type {
   Ticket,
 } from "./broker.js";
 import type { LeaseKeeper } from "./lease_keeper.js";
-import { KernelLiveness, type Liveness } from "./liveness.js";
+import { type HolderLife, KernelLiveness, type Liveness } from "./liveness.js";
 import { ownIdentity, type ProcessIdentity } from "./process_identity.js";
-import { newRecord, type ServiceRecord } from "./record.js";
+import { newRecord, type ServiceRecord, type Versioned } from "./record.js";
 import { RecordGrant } from "./record_grant.js";
 import type { RecordStore } from "./records.js";
 import { aliveAgents, ServiceFeed, type Sight } from "./service_feed.js";
 import { stateOf, viewOf, whyNotValid } from "./sight.js";
 import { type Reach, specProblem } from "./spec_rules.js";
 import { LiveTicket } from "./ticket.js";
-import { claimed, type Found, fenceConfirmed, heldError, isHeld } from "./transitions.js";
+import {
+  adoptedEpoch,
+  claimed,
+  type Found,
+  fenceConfirmed,
+  heldError,
+  isHeld,
+  moved,
+} from "./transitions.js";
 
 const changeAttemptsMax = 1000;
+const observeEveryMs = 100;
 
 /** What a change makes of a record; no `record`: it stays as it is. */
 export interface Change<T> {
@@ -177,7 +186,7 @@ export class RecordBroker implements Broker {
   }
 
   async describe(service: string): Promise<ServiceView | undefined> {
-    const found = await this.store.read(service);
+    const found = await this.observed(service);
     if (!found?.record.spec) return undefined;
     const { life } = await this.liveness.holder(service, found.record);
     return viewOf({
@@ -193,6 +202,18 @@ export class RecordBroker implements Broker {
       if (isHeld(found)) throw heldError(service, found.record, found.life);
       const { epoch, agents } = found.record;
       return { record: { ...newRecord(null), epoch, agents }, value: undefined };
+    });
+  }
+
+  async move(service: string, to: string): Promise<void> {
+    await this.change(service, (found) => ({ record: moved(service, found, to), value: undefined }));
+  }
+
+  async adoptEpoch(service: string, storeEpoch: Epoch): Promise<void> {
+    await this.change(service, (found) => {
+      if (!found.record?.spec) throw undeclared(service);
+      if (isHeld(found)) throw heldError(service, found.record, found.life);
+      return { record: adoptedEpoch(found.record, storeEpoch), value: undefined };
     });
   }
 
@@ -229,16 +250,15 @@ export class RecordBroker implements Broker {
     if (this.closing && this.held === 0) this.store.close();
   }
 
-  /** Long enough to know whether a holder on another host still gives signs. */
-  private async observed(service: string): Promise<void> {
-    for (;;) {
-      const found = await this.store.read(service);
-      const { lookAgainMs } = found ? await this.liveness.holder(service, found.record) : {};
-      if (lookAgainMs === undefined) return;
-      const former = found?.record.slot.beat?.seq;
-      await sleep(lookAgainMs);
-      const now = await this.store.read(service);
-      if (now?.record.slot.beat?.seq !== former) return;
+  /** The record, looked at long enough to know whether a holder on another host still gives signs. */
+  private async observed(service: string): Promise<Versioned | undefined> {
+    const first = await this.store.read(service);
+    for (let found = first; ; found = await this.store.read(service)) {
+      const { lookAgainMs }: HolderLife = found
+        ? await this.liveness.holder(service, found.record)
+        : { life: "gone" };
+      if (lookAgainMs === undefined || !sameSign(found, first)) return found;
+      await sleep(Math.min(lookAgainMs, observeEveryMs));
     }
   }
 
@@ -249,8 +269,10 @@ export class RecordBroker implements Broker {
   async change<T>(service: string, edit: (found: Found) => Change<T>): Promise<T> {
     for (let attempt = 0; attempt < changeAttemptsMax; attempt++) {
       const found = await this.store.read(service);
-      const { life } = found ? await this.liveness.holder(service, found.record) : { life: "gone" as const };
-      const { record, value } = edit({ record: found?.record, life });
+      const { life, fencingMs }: HolderLife = found
+        ? await this.liveness.holder(service, found.record)
+        : { life: "gone" };
+      const { record, value } = edit({ record: found?.record, life, fencingMs });
       if (!record) return value;
       if (!(await this.store.swap(service, found, await this.tidied(service, record)))) continue;
       this.feeds.get(service)?.look();
@@ -306,6 +328,11 @@ export class RecordBroker implements Broker {
     ticket.whenEnded(remove);
     return ticket;
   }
+}
+
+function sameSign(a: Versioned | undefined, b: Versioned | undefined): boolean {
+  const [x, y] = [a?.record.slot, b?.record.slot];
+  return x?.instance === y?.instance && x?.beat?.seq === y?.beat?.seq;
 }
 
 function undeclared(service: string): CsnapError {

@@ -6,7 +6,7 @@
 //     if nobody has begun a term since. On one kernel the store's lock sees to that; between hosts
 //     the renewal does it, as the number in the record must be a new one (RW3).
 import { messageOf } from "../volume/errors.js";
-import type { Address, Epoch, Grant } from "./broker.js";
+import type { Address, Epoch, Grant, ServiceSpec } from "./broker.js";
 import { heldTerm, type LeasePulse, type StartedLease } from "./lease_keeper.js";
 import type { ServiceRecord } from "./record.js";
 import type { RecordBroker } from "./record_broker.js";
@@ -62,6 +62,10 @@ export class RecordGrant implements Grant {
     return this.pulse?.validUntilMs() ?? Number.POSITIVE_INFINITY;
   }
 
+  get storeClass(): ServiceSpec["storeClass"] {
+    return this.known.spec?.storeClass ?? "local";
+  }
+
   get gate(): number | undefined {
     return this.pulse?.gate;
   }
@@ -110,11 +114,14 @@ export class RecordGrant implements Grant {
       return;
     }
     const { record } = found;
+    // A look from before the claim, which others in this process may still hand on.
+    if (record.epoch < this.epoch) return;
     if (!ownSlot(record, this.instance, this.epoch)) {
       this.lose(messageOf(fencedError(this.service, this.epoch, record)));
-    } else if (record.admin === "disabled" && record.slot.purpose === "serve") {
-      this.stopReason ??= "an administrator has disabled it";
-      this.callStop();
+    } else if (record.slot.purpose === "serve" && record.admin === "disabled") {
+      this.askStop("an administrator has disabled it");
+    } else if (record.slot.purpose === "serve" && record.slot.move_to !== null) {
+      this.askStop(`an administrator moves it to ${record.slot.move_to}`);
     } else {
       this.known = record;
     }
@@ -141,6 +148,11 @@ export class RecordGrant implements Grant {
     const listener = this.lostListener;
     this.lostListener = undefined;
     listener?.(this.lostReason ?? "");
+  }
+
+  private askStop(why: string): void {
+    this.stopReason ??= why;
+    this.callStop();
   }
 
   private callStop(): void {

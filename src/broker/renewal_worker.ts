@@ -22,6 +22,7 @@ const records = EtcdRecords.open(setup.url);
 const lease = new HeldLease(setup.timing, claimSeq, setup.claimSentMs);
 const deadline = new Float64Array(setup.deadline);
 let native: NativeGates | undefined;
+const clock = () => native?.boottimeMs() ?? boottimeMs();
 /** what the grant knew when it missed the record */
 let remembered: ServiceRecord | undefined;
 let isEnding = false;
@@ -42,7 +43,7 @@ parentPort?.close();
 async function renewUntilEnd(): Promise<void> {
   let base: Versioned | undefined;
   while (!isEnding) {
-    const started = boottimeMs();
+    const started = clock();
     try {
       base = await renew(base ?? (await records.read(service)));
       // Somebody else changed the record: at once again, upon what it is now.
@@ -51,7 +52,7 @@ async function renewUntilEnd(): Promise<void> {
       // The storage does not answer: what was sent may have been stored.
       base = undefined;
     }
-    await pause(started + renewMs * (0.9 + 0.2 * Math.random()) - boottimeMs());
+    await pause(started + renewMs * (0.9 + 0.2 * Math.random()) - clock());
   }
 }
 
@@ -67,7 +68,7 @@ async function renew(base: Versioned | undefined): Promise<Versioned | undefined
     return undefined;
   }
   if (base) confirm(base);
-  const seq = lease.sending(boottimeMs());
+  const seq = lease.sending(clock());
   const stored = await records.swap(service, base, renewed(record, seq), true);
   if (stored) confirm(stored);
   return stored;

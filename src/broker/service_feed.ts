@@ -8,7 +8,7 @@
 // SF3 A record that is gone, or older than one seen before, is no step back in time but a gap: it is
 //     told as such.
 import type { BrokerState } from "./broker.js";
-import type { Life, Liveness } from "./liveness.js";
+import type { HolderLife, Life, Liveness } from "./liveness.js";
 import type { RegisteredAgent, Versioned } from "./record.js";
 import type { RecordStore } from "./records.js";
 
@@ -21,6 +21,7 @@ export interface Sight {
   readonly found: Versioned | undefined;
   /** of the slot's holder; gone where there is none */
   readonly holder: Life;
+  readonly fencingMs?: number | undefined;
   /** hosts of the registered agents that live */
   readonly agents: readonly string[];
 }
@@ -107,14 +108,14 @@ export class ServiceFeed {
   private async lookOnce(): Promise<void> {
     try {
       const found = await this.store.read(this.service);
-      const { life, lookAgainMs } = found
+      const { life, lookAgainMs, fencingMs }: HolderLife = found
         ? await this.liveness.holder(this.service, found.record)
-        : { life: "gone" as const, lookAgainMs: undefined };
+        : { life: "gone" };
       const agents = await aliveAgents(this.liveness, this.service, found?.record.agents ?? []);
       clearTimeout(this.lookAgain);
       if (lookAgainMs !== undefined && !this.ended)
         this.lookAgain = setTimeout(() => this.look(), lookAgainMs);
-      this.see({ found, holder: life, agents });
+      this.see({ found, holder: life, fencingMs, agents });
     } catch (error) {
       if (this.ended) return;
       this.lastText = "";

@@ -50,6 +50,7 @@ export function viewOf({ found, holder: life, agents }: Sight): ServiceView | un
     holder: holder
       ? {
           host: holder.host,
+          machine: holder.machine,
           bootId: holder.boot_id,
           pid: holder.pid,
           startTime: holder.start_time,

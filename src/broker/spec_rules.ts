@@ -1,5 +1,5 @@
 // Which declarations a backend can hold to; the line that says why not.
-import type { ServiceSpec } from "./broker.js";
+import type { FencePolicy, ServiceSpec } from "./broker.js";
 
 export type Reach = "host" | "cluster";
 
@@ -10,7 +10,7 @@ export function specProblem(spec: ServiceSpec, host: string, reach: Reach): stri
     return `${service}: a csnap volume has exactly one server, and ${instances.max} are declared: declare 1`;
   return reach === "host"
     ? problemOnHost(service, storeClass, fencing.policy, hosts, host)
-    : problemInCluster(service, storeClass, fencing.policy);
+    : problemInCluster(service, storeClass, fencing);
 }
 
 function problemOnHost(
@@ -30,13 +30,22 @@ function problemOnHost(
 }
 
 /**
- * Takeover by another host needs direct I/O and a fence that this csnap confirms (F8): until it has
- * both, one host serves, and the others learn from the broker where.
+ * F8. A store that several hosts reach is taken over after a confirmed fence only. To go without one
+ * (claim C3) a new term would have to keep off every block that the lost host may still write.
  */
-function problemInCluster(service: string, storeClass: string, policy: string): string | undefined {
-  if (storeClass !== "local")
-    return `${service}: store class ${storeClass} would let another host take over, and this csnap can't yet keep a lost host's late writes off the store: declare --store-class local`;
-  if (policy !== "none")
-    return `${service}: fencing by ${policy} is of use where another host may take over, which this csnap does not do yet: declare --fence none`;
+function problemInCluster(service: string, storeClass: string, fencing: FencePolicy): string | undefined {
+  const { policy, acceptStaleWrites } = fencing;
+  if (acceptStaleWrites)
+    return `${service}: without a fence, writes of a lost host land in what its successor has written, and this csnap can't keep them apart: declare --fence command=CMD instead of --i-accept-stale-writes`;
+  if (storeClass === "local")
+    return policy === "none"
+      ? undefined
+      : `${service}: fencing by ${policy} is of use where another host may take over, and store class local says that none can: declare --store-class shared-block, or --fence none`;
+  if (storeClass === "nfs4")
+    return `${service}: this csnap can't tell yet whether an NFS server has taken a lost host's lock away: declare --store-class shared-block on a block device`;
+  if (policy === "none")
+    return `${service}: several hosts reach a store of class ${storeClass}, and without a fence a lost one may write after another took over: declare --fence command=CMD`;
+  if (policy !== "command")
+    return `${service}: fencing by ${policy} is not in this csnap yet: declare --fence command=CMD`;
   return undefined;
 }

@@ -6,18 +6,22 @@
 //     started or opened.
 // TR2 Only the slot's own instance, at its epoch, renews, publishes, withdraws or releases.
 // TR3 A holder that is silent, on another host, is not known to be dead: its slot is taken over after
-//     a fence only (F8). None is at hand yet but an administrator's word.
+//     a fence only (F8): the declared command's, or an administrator's word.
+// TR4 A broker that is behind the store knows less than the store (it was restored, or is another
+//     cluster's): on a store that other hosts reach an administrator must say that it counts (F1).
 import { CsnapError } from "../volume/errors.js";
 import type { Address, ClaimOptions, Epoch, ServiceSpec } from "./broker.js";
 import { defaultSpec } from "./broker.js";
 import type { Life } from "./liveness.js";
 import { type ProcessIdentity, sameProcess } from "./process_identity.js";
-import { type Beat, newRecord, type ServiceRecord, type Slot, vacantSlot } from "./record.js";
+import { type Beat, type Fencing, newRecord, type ServiceRecord, type Slot, vacantSlot } from "./record.js";
 
 /** The slot as this look found it; `life` is its holder's. */
 export interface Found {
   readonly record: ServiceRecord | undefined;
   readonly life: Life;
+  /** of HolderLife */
+  readonly fencingMs?: number | undefined;
 }
 
 /** Somebody has the slot and may still act, or is not known to have stopped (TR3). */
@@ -51,6 +55,8 @@ export function claimed(
   const isOrdered = slot.ordered && slot.instance === options.instance;
   const isOwn = slot.holder !== null && sameProcess(slot.holder, self) && slot.instance === options.instance;
   if (isHeld(found) && !isOrdered && !isOwn) throw heldError(service, record, found.life);
+  if (spec.storeClass !== "local" && options.storeEpoch > record.epoch)
+    throw behindError(service, record.epoch, options.storeEpoch);
   const adopted = isOrdered && record.epoch > options.storeEpoch;
   // In one term no number comes twice, whoever writes it (LS1).
   const beat = terms ? { seq: adopted ? (slot.beat?.seq ?? 0) + 1 : 1, grant_ms: terms.grantMs } : null;
@@ -85,6 +91,55 @@ export function fenceConfirmed(service: string, { record, life }: Found, who: st
     );
   const { holder } = record.slot;
   return { ...record, slot: vacantSlot(`${who} confirmed that ${holder.host} can't write any more`) };
+}
+
+/** TR4 */
+function behindError(service: string, known: Epoch, stamped: Epoch): CsnapError {
+  return new CsnapError(
+    "FENCED",
+    `${service}: its store was served with epoch ${stamped}, and this broker knows of ${known} only: another broker may rule it; if that one is gone for good, \`csnap volume enable --adopt-epoch ${service}\``,
+  );
+}
+
+export function adoptedEpoch(record: ServiceRecord, stamped: Epoch): ServiceRecord {
+  return record.epoch >= stamped ? record : { ...record, epoch: stamped };
+}
+
+/** TR3: this candidate fences, the others wait. Undefined: there is nothing to fence any more. */
+export function fencingBegun(
+  { record, life }: Found,
+  instance: string,
+  fencing: Fencing,
+): ServiceRecord | undefined {
+  if (!record || life !== "silent" || record.slot.instance !== instance) return undefined;
+  return { ...record, slot: { ...record.slot, fencing } };
+}
+
+/** TR3; `failure`: it is not confirmed. Undefined: the slot is another's by now. */
+export function fencingEnded(
+  record: ServiceRecord | undefined,
+  fencing: Fencing,
+  failure: string | undefined,
+): ServiceRecord | undefined {
+  const { holder } = record?.slot ?? {};
+  if (!record || !holder || record.slot.fencing?.id !== fencing.id) return undefined;
+  if (failure === undefined)
+    return { ...record, slot: vacantSlot(`${holder.host} was fenced by ${fencing.host}`) };
+  return {
+    ...record,
+    slot: { ...record.slot, fencing: null, reason: `${holder.host} is not fenced: ${failure}` },
+  };
+}
+
+/** INVALID_ARGUMENT where it can't go there. */
+export function moved(service: string, { record, life }: Found, to: string): ServiceRecord {
+  const wrong = (why: string) => new CsnapError("INVALID_ARGUMENT", `${service} can't be moved: ${why}`);
+  if (!record?.slot.holder || life !== "alive")
+    throw wrong(`nobody serves it: \`csnap volume explain ${service}\` says why`);
+  if (record.slot.holder.host === to) throw wrong(`it is on ${to} already`);
+  if (!record.agents.some((agent) => agent.host === to))
+    throw wrong(`no agent on ${to} offers to serve it: start \`csnap agent\` there`);
+  return { ...record, slot: { ...record.slot, move_to: to } };
 }
 
 function claimReason(former: Slot, found: Found): string {
@@ -161,6 +216,6 @@ export function withdrawn(record: ServiceRecord, reason: string): ServiceRecord 
 }
 
 export function released(record: ServiceRecord, reason: string, failure: string | undefined): ServiceRecord {
-  const slot = vacantSlot(failure ?? reason);
+  const slot = { ...vacantSlot(failure ?? reason), move_to: record.slot.move_to };
   return { ...record, slot: failure === undefined ? slot : { ...slot, state: "failed" } };
 }

@@ -8,7 +8,6 @@
 
 // C3 A connection that may write the origin runs only as holds.ts allows, at its start too.
 
-import { hostname } from "node:os";
 import type { NativeHold, NativeVolume } from "../native.js";
 import type { TransmissionStart } from "../nbd/connection.js";
 import {
@@ -20,6 +19,7 @@ import {
   type Refusal,
 } from "../nbd/exports.js";
 import type { Admission } from "../nbd/handshake.js";
+import { hostName } from "../volume/host.js";
 import type { ClientRecord } from "../volume/model.js";
 import type { EndHoldRequest } from "../volume/operations.js";
 import { isVolumeExport } from "./exports.js";
@@ -230,7 +230,7 @@ function isWritableOrigin(info: ExportInfo): boolean {
 
 /** The name by which a hold tells its host: 1 to 63 bytes. */
 function hostOf({ local, address, identity }: ClientInfo): string {
-  if (local) return cut(hostname());
+  if (local) return cut(hostName());
   const [name] = identity?.names ?? [];
   return cut(name === undefined ? address : `${address} (${name})`);
 }

@@ -7,11 +7,11 @@
 // HA3 Root hears of what is missing in the log, once it works. For others it is news only while a
 //     device of this host depends on the server: elsewhere no deadlock can be.
 import { readFileSync, writeFileSync } from "node:fs";
-import { hostname } from "node:os";
 import { join } from "node:path";
 import type { NativeBinding } from "../native.js";
 import { isLoopback } from "../nbd/listen.js";
 import { systemText } from "../volume/errors.js";
+import { hostName } from "../volume/host.js";
 import type { ClientRecord } from "../volume/model.js";
 
 /** Takes all precautions; returns those that could not be taken, a line each. */
@@ -64,7 +64,7 @@ export function warningsOf(
   { holder, clients }: Dependents,
 ): readonly string[] {
   const isUsedHere =
-    holder === hostname() || clients.some(({ attachment, peer }) => attachment !== null && isThisHost(peer));
+    holder === hostName() || clients.some(({ attachment, peer }) => attachment !== null && isThisHost(peer));
   return isRoot || isUsedHere ? problems : [];
 }
 

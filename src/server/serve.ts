@@ -15,9 +15,11 @@ import type { NativeBinding, NativeVolume, NativeVolumeEvent } from "../native.j
 import { restrict } from "../nbd/access.js";
 import { ListenError } from "../nbd/listen.js";
 import { NbdServer } from "../nbd/server.js";
+import { nbdUri, parseNbdUri } from "../nbd/uri.js";
 import type { VolumeDefinition } from "../volume/definition.js";
 import { DirectOperations } from "../volume/direct.js";
 import { CsnapError, codeOf, systemText } from "../volume/errors.js";
+import { hostName } from "../volume/host.js";
 import { checkOriginIsFree, openVolume, waitForLock } from "../volume/open.js";
 import { checkSocketPath, controlSocketPath } from "../volume/paths.js";
 import { version } from "../volume/version.js";
@@ -70,7 +72,7 @@ export async function serveVolume(request: ServeRequest): Promise<void> {
   try {
     volume = await waitForLock(() =>
       openVolume(native, definition, {
-        durability: plan.durability,
+        durability: term.isShared ? "sync" : plan.durability,
         lookOnly: false,
         acceptOrigin: request.acceptOrigin,
         acceptLoss: request.acceptLoss,
@@ -115,6 +117,13 @@ function checkIdentity({ name, uuid, store }: VolumeDefinition, volume: NativeVo
     "WRONG_ORIGIN",
     `${name}: the store ${store} belongs to another volume (uuid ${found}, defined is ${uuid}): correct its path, or \`csnap remove ${name}\` and import the store`,
   );
+}
+
+/** What other hosts can dial: a listener on all addresses is told by this host's name. */
+function reachable(uri: string): string {
+  const { tls, address, exportName } = parseNbdUri(uri);
+  if (address.transport === "unix" || !["0.0.0.0", "::"].includes(address.host)) return uri;
+  return nbdUri({ ...address, host: hostName() }, tls, exportName);
 }
 
 class VolumeServer {
@@ -210,7 +219,10 @@ class VolumeServer {
     const { epoch, replayedRecords, lostEntries, clean } = this.volume.info();
     if (!clean)
       log(`recovered after a crash: ${replayedRecords} journal records, ${lostEntries} chunks lost`);
-    await this.term.publish({ uris: this.uris, controlSocket: this.controlPath });
+    await this.term.publish({
+      uris: this.uris.map((uri) => (this.term.gate === undefined ? uri : reachable(uri))),
+      controlSocket: this.controlPath,
+    });
     for (const uri of this.uris) ready(uri);
     if (this.metricsUrl !== undefined) log(`metrics at ${this.metricsUrl}`);
     this.hub.emit({ kind: "server-ready", message: `epoch ${epoch}` });

@@ -32,6 +32,11 @@ export class Term {
     return this.grant.gate;
   }
 
+  /** Another host may take over: nothing may be left in this host's page cache (F8). */
+  get isShared(): boolean {
+    return this.grant.storeClass !== "local";
+  }
+
   /** `stop`: an administrator wants it. `lost`: a newer term has begun. At most one call of each. */
   listen(stop: (why: string) => void, lost: (why: string) => void): void {
     this.grant.onStopAsked(stop);

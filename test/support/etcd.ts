@@ -9,8 +9,17 @@ import tmp from "tmp";
 
 const START_LIMIT_MS = 30_000;
 
+/** Where a member runs: its address, and what its command is run by. */
+export interface Place {
+  readonly address: string;
+  readonly by: readonly string[];
+}
+
+const LOOPBACK: Place = { address: "127.0.0.1", by: [] };
+
 interface Member {
   readonly name: string;
+  readonly place: Place;
   readonly clientPort: number;
   readonly peerPort: number;
   process: ChildProcess;
@@ -28,11 +37,13 @@ export class EtcdCluster {
     count = 1,
     extra: readonly string[] = [],
     scheme: "http" | "https" = "http",
+    places: readonly Place[] = [],
   ): Promise<EtcdCluster> {
     const directory = tmp.dirSync({ prefix: "csnap-etcd-" }).name;
     const ports = await freePorts(2 * count);
     const members = Array.from({ length: count }, (_, i) => ({
       name: `m${i}`,
+      place: places[i] ?? LOOPBACK,
       clientPort: ports[2 * i] ?? 0,
       peerPort: ports[2 * i + 1] ?? 0,
       process: undefined as unknown as ChildProcess,
@@ -43,12 +54,14 @@ export class EtcdCluster {
     return cluster;
   }
 
-  get ports(): number[] {
-    return this.members.map(({ clientPort }) => clientPort);
+  /** A broker's URL. */
+  url(query = ""): string {
+    const endpoints = this.members.map(({ place, clientPort }) => `${place.address}:${clientPort}`);
+    return `etcd://${endpoints.join(",")}${query && `?${query}`}`;
   }
 
-  url(query = ""): string {
-    return `etcd://${this.ports.map((port) => `127.0.0.1:${port}`).join(",")}${query && `?${query}`}`;
+  private clientUrl({ place, clientPort }: Member): string {
+    return `${this.scheme}://${place.address}:${clientPort}`;
   }
 
   signal(index: number, signal: NodeJS.Signals): void {
@@ -70,7 +83,8 @@ export class EtcdCluster {
 
   /** A raw call of the gateway of the first member. */
   async call(path: string, body: object, token?: string): Promise<Record<string, unknown>> {
-    const response = await fetch(`${this.scheme}://127.0.0.1:${this.ports[0]}/v3/${path}`, {
+    const [first] = this.members;
+    const response = await fetch(`${first && this.clientUrl(first)}/v3/${path}`, {
       method: "POST",
       body: JSON.stringify(body),
       ...(token !== undefined && { headers: { Authorization: token } }),
@@ -87,9 +101,10 @@ export class EtcdCluster {
   }
 
   private launch(member: Member): void {
-    const client = `${this.scheme}://127.0.0.1:${member.clientPort}`;
-    const peer = `http://127.0.0.1:${member.peerPort}`;
-    const all = this.members.map(({ name, peerPort }) => `${name}=http://127.0.0.1:${peerPort}`).join(",");
+    const peerUrl = ({ place, peerPort }: Member) => `http://${place.address}:${peerPort}`;
+    const client = this.clientUrl(member);
+    const peer = peerUrl(member);
+    const all = this.members.map((other) => `${other.name}=${peerUrl(other)}`).join(",");
     const options = {
       name: member.name,
       "data-dir": join(this.directory, member.name),
@@ -104,16 +119,18 @@ export class EtcdCluster {
       "log-level": "error",
     };
     const words = Object.entries(options).map(([key, value]) => `--${key}=${value}`);
-    member.process = spawn("etcd", [...words, ...this.extra], { stdio: "ignore" });
+    const [command = "etcd", ...args] = [...member.place.by, "etcd", ...words, ...this.extra];
+    member.process = spawn(command, args, { stdio: "ignore" });
   }
 
   /** Index of the member that leads now. */
   async leader(): Promise<number> {
     const end = performance.now() + START_LIMIT_MS;
     while (performance.now() < end) {
-      for (const [index, { clientPort, process }] of this.members.entries()) {
+      for (const [index, member] of this.members.entries()) {
+        const { process } = member;
         if (process.exitCode !== null || process.signalCode !== null) continue;
-        const status = await fetch(`${this.scheme}://127.0.0.1:${clientPort}/v3/maintenance/status`, {
+        const status = await fetch(`${this.clientUrl(member)}/v3/maintenance/status`, {
           method: "POST",
           body: "{}",
           signal: AbortSignal.timeout(500),
@@ -130,9 +147,10 @@ export class EtcdCluster {
 
   async up(): Promise<void> {
     const end = performance.now() + START_LIMIT_MS;
-    for (const { clientPort, process } of this.members) {
+    for (const member of this.members) {
+      const { process } = member;
       for (;;) {
-        const isHealthy = await fetch(`${this.scheme}://127.0.0.1:${clientPort}/health`).then(
+        const isHealthy = await fetch(`${this.clientUrl(member)}/health`).then(
           async (response) => ((await response.json()) as { health?: string }).health === "true",
           () => false,
         );

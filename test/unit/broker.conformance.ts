@@ -329,6 +329,20 @@ export function brokerConformance(name: string, makeBackend: () => Promise<Backe
         });
       });
 
+      it("of a process that follows the service are not lost to what it knew before", async () => {
+        const ear = new Ear(broker.watch(SERVICE));
+        await ear.until("pending", ({ reason }) => reason === "undefined");
+        const lost: string[] = [];
+        for (let term = 1; term <= 5; term++) {
+          const grant = await claim(broker);
+          grant.onLost((why) => lost.push(why));
+          await grant.publish({ uris: [`nbd://host/${term}`] });
+          await ear.until("address", ({ uris }) => uris[0] === `nbd://host/${term}`);
+          await grant.release();
+        }
+        expect(lost).toEqual([]);
+      });
+
       it("that end by a failure stay failed until somebody serves by hand", async () => {
         const grant = await claim(broker);
         await grant.publish(ADDRESS);

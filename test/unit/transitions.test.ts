@@ -12,7 +12,7 @@ const SERVICE = "disk1";
 const TERMS = { grantMs: 4000 };
 const here: ProcessIdentity = { ...ownIdentity(), host: "here" };
 /** Its number says nothing on this kernel. */
-const there: ProcessIdentity = { host: "there", boot_id: "another", pid: 1, start_time: "1" };
+const there: ProcessIdentity = { host: "there", machine: "m", boot_id: "another", pid: 1, start_time: "1" };
 
 const options = (changes: Partial<ClaimOptions> = {}): ClaimOptions => ({
   instance: "new",
@@ -101,7 +101,15 @@ describe("another host's holder", () => {
     expect((await look.holder(SERVICE, record)).life).toBe("alive");
     const dead = heldBy({ ...here, start_time: "1" });
     expect((await look.holder(SERVICE, dead)).life).toBe("gone");
-    // Of a former boot of this host.
+    // Of a former boot of this machine.
     expect((await look.holder(SERVICE, heldBy({ ...here, boot_id: "former" }))).life).toBe("gone");
+  });
+
+  it("of this host's name on another machine is another host's", async () => {
+    const look = liveness();
+    const clone = heldBy({ ...here, boot_id: "other", machine: "other" });
+    expect((await look.holder(SERVICE, clone)).life).toBe("alive");
+    now += silenceMs(TERMS.grantMs);
+    expect((await look.holder(SERVICE, clone)).life).toBe("silent");
   });
 });

@@ -101,7 +101,9 @@ describe("etcd: grants between hosts", () => {
       const grant = await beta.claim("disk1", claimOptions());
       expect(grant.epoch).toBe(2n);
       server.process.kill("SIGCONT");
-      expect((await server.saying((answer) => answer.event === "lost")).reason).toMatch(/not renewed in time|epoch 2/);
+      expect((await server.saying((answer) => answer.event === "lost")).reason).toMatch(
+        /not renewed in time|epoch 2/,
+      );
       // One kernel, one clock: what the stopped server may have believed was over by then.
       const { valid_until: validUntil = Number.POSITIVE_INFINITY } = await server.ask("valid");
       expect(validUntil).toBeLessThan(silentMs);

@@ -1,5 +1,5 @@
 // `csnap volume`: what is declared of a volume's service, who serves it, and the administrator's word.
-import { hostname, userInfo } from "node:os";
+import { userInfo } from "node:os";
 import { type Command, Option } from "commander";
 import {
   type Broker,
@@ -11,6 +11,8 @@ import {
 import { openBroker } from "../../broker/open.js";
 import { loadDefinition } from "../../volume/definition.js";
 import { CsnapError, usageError } from "../../volume/errors.js";
+import { hostName } from "../../volume/host.js";
+import { loadNative } from "../../volume/load_native.js";
 import { checkVolumeName } from "../../volume/names.js";
 import { type Context, contextOf, examples, jsonOption } from "../context.js";
 import { print, printJson, shortTime } from "../output.js";
@@ -46,9 +48,8 @@ export function registerVolume(program: Command): void {
     examples(command, `csnap volume ${name} disk1`, `csnap volume ${name} mail`);
   };
   registerShow(volume);
-  one("enable", "allow it to be served again", "Takes back `csnap volume disable`.", (context, name) =>
-    setEnabled(context, name, true),
-  );
+  registerEnable(volume);
+  registerMove(volume);
   one(
     "disable",
     "stop its server, and let none start",
@@ -90,6 +91,32 @@ function registerDefine(volume: Command): void {
       define(contextOf(command), checkVolumeName(name), options),
     );
   examples(command, "csnap volume define disk1", "csnap volume define disk1 --host alpha");
+}
+
+function registerEnable(volume: Command): void {
+  const command = volume
+    .command("enable")
+    .summary("allow it to be served again")
+    .description("Takes back `csnap volume disable`.")
+    .argument("<volume>", "the volume")
+    .option("--adopt-epoch", "its store was served under another broker, which is gone for good: go on here")
+    .action((text: string, options: { adoptEpoch?: boolean }) =>
+      enable(contextOf(command), checkVolumeName(text), options.adoptEpoch ?? false),
+    );
+  examples(command, "csnap volume enable disk1", "csnap volume enable --adopt-epoch disk1");
+}
+
+function registerMove(volume: Command): void {
+  const command = volume
+    .command("move")
+    .summary("let another host serve it")
+    .description(
+      "Asks the volume's server to stop in order and has the agent of another host start the next. Clients wait meanwhile; devices of the kernel stay.",
+    )
+    .argument("<volume>", "the volume")
+    .requiredOption("--to <host>", "the host that shall serve it; its agent must offer to")
+    .action((text: string, { to }: { to: string }) => move(contextOf(command), checkVolumeName(text), to));
+  examples(command, "csnap volume move disk1 --to beta", "csnap volume move mail --to alpha");
 }
 
 function registerShow(volume: Command): void {
@@ -165,10 +192,25 @@ async function setEnabled(context: Context, name: string, enabled: boolean): Pro
   else print(`${name} may not be served${isServed ? `; process ${view.holder?.pid} is asked to stop` : ""}`);
 }
 
+async function enable(context: Context, name: string, adoptEpoch: boolean): Promise<void> {
+  if (adoptEpoch) {
+    const definition = loadDefinition(context.stateDir, name);
+    const { epoch } = await (await loadNative()).readStore(definition.store);
+    await brokerOf(context).adoptEpoch(name, epoch);
+  }
+  await setEnabled(context, name, true);
+}
+
+async function move(context: Context, name: string, to: string): Promise<void> {
+  loadDefinition(context.stateDir, name);
+  await brokerOf(context).move(name, to);
+  print(`${name} is being moved to ${to}: \`csnap volume show ${name}\` says when it is there`);
+}
+
 async function confirmFence(context: Context, name: string): Promise<void> {
   loadDefinition(context.stateDir, name);
   const { username } = userInfo();
-  await brokerOf(context).confirmFence(name, `${username} on ${hostname()}`);
+  await brokerOf(context).confirmFence(name, `${username} on ${hostName()}`);
   print(`${name}: its former host is recorded as fenced; it may be served`);
 }
 
