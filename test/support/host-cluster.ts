@@ -171,6 +171,7 @@ export class HostCluster {
   etcd!: EtcdCluster;
   /** A file whose presence makes the fence command fail. */
   readonly fenceFails = join(this.directory, "fence-fails");
+  #notes = "";
   readonly #bridge = `cs${process.pid % 100_000}`;
   readonly #net = `10.213.${process.pid % 250}`;
 
@@ -272,8 +273,15 @@ echo "$(date +%s.%N) $CSNAP_FENCE_HOST epoch $CSNAP_FENCE_EPOCH" >> ${this.direc
     return last as Shown;
   }
 
+  /** Into the log, beside what the hosts say. */
+  note(text: string): void {
+    this.#notes += `${(performance.now() / 1000).toFixed(2)} -- ${text}\n`;
+  }
+
+  /** By time. */
   logs(): string {
-    return this.hosts.map(({ log }) => log).join("");
+    const lines = (this.hosts.map(({ log }) => log).join("") + this.#notes).split("\n");
+    return lines.sort((a, b) => Number.parseFloat(a) - Number.parseFloat(b)).join("\n");
   }
 
   async close(): Promise<void> {
