@@ -40,10 +40,13 @@ Result<std::unique_ptr<FileDevice>> FileDevice::open(const std::string& path,
                                                      const FileDeviceOptions& options) {
   std::unique_ptr<FileDevice> device(new FileDevice());
   device->path_ = path;
-  device->small_folios_ = options.small_folios;
+  device->small_folios_ = options.small_folios && !options.direct;
   CSNAP_TRY(device->open_object(options));
   CSNAP_TRY(device->measure());
-  if (options.small_folios) posix_fadvise(device->fd(), 0, 0, POSIX_FADV_RANDOM);
+  if (options.direct)
+    CSNAP_TRY(device->go_direct());
+  else if (options.small_folios)
+    posix_fadvise(device->fd(), 0, 0, POSIX_FADV_RANDOM);
   return device;
 }
 
@@ -58,7 +61,13 @@ Status FileDevice::open_object(const FileDeviceOptions& options) {
                   path_ + " is neither a regular file nor a block device: name one of these");
   int flags = O_CLOEXEC | (options.read_only ? O_RDONLY : O_RDWR);
   if (is_block_ && options.lock) flags |= O_EXCL;
+  if (options.direct) flags |= O_DIRECT;
   fd_ = UniqueFd(::open(path_.c_str(), flags));
+  if (!fd_ && options.direct && errno == EINVAL)
+    return Status(
+        Code::NOT_SUPPORTED,
+        path_ + " can't be opened with O_DIRECT: use a file system or device that takes it",
+        EINVAL);
   if (!fd_) return errno == EBUSY ? busy() : open_error(path_, errno);
   struct stat opened;
   if (fstat(fd(), &opened) != 0) return open_error(path_, errno);
@@ -136,6 +145,13 @@ Status FileDevice::measure() {
   return Status();
 }
 
+// FD4. Under the lock: nobody else writes any more.
+Status FileDevice::go_direct() {
+  CSNAP_TRY(check_nothing_caches(fd(), path_));
+  CSNAP_TRY_ASSIGN(direct_, DirectIo::make(fd(), path_, size_bytes_));
+  return empty_page_cache(fd(), path_);
+}
+
 bool same_object(const std::string& path, const std::string& other) {
   struct stat first;
   struct stat second;
@@ -153,6 +169,7 @@ Status FileDevice::error(const char* verb, uint64_t offset, uint64_t length,
 }
 
 Status FileDevice::read(uint64_t offset, void* data, size_t length) {
+  if (direct_) return direct_->read(offset, data, length);
   auto* target = static_cast<char*>(data);
   size_t done = 0;
   while (done < length) {
@@ -170,7 +187,8 @@ Status FileDevice::read(uint64_t offset, void* data, size_t length) {
 }
 
 bool FileDevice::read_nowait(uint64_t offset, void* data, size_t length) {
-  if (nowait_unsupported_.load(std::memory_order_relaxed)) return false;
+  // The kernel would start a direct read and wait for it.
+  if (direct_ || nowait_unsupported_.load(std::memory_order_relaxed)) return false;
   iovec piece = {data, length};
   const ssize_t n = preadv2(fd(), &piece, 1, static_cast<off_t>(offset), RWF_NOWAIT);
   if (n < 0 && errno == EOPNOTSUPP) nowait_unsupported_.store(true, std::memory_order_relaxed);
@@ -178,6 +196,7 @@ bool FileDevice::read_nowait(uint64_t offset, void* data, size_t length) {
 }
 
 Status FileDevice::write(uint64_t offset, const void* data, size_t length) {
+  if (direct_) return direct_->write(offset, data, length);
   const auto* source = static_cast<const char*>(data);
   const size_t piece_max = small_folios_ ? kPieceBytes : kTransferBytesMax;
   size_t done = 0;
@@ -220,12 +239,15 @@ Status FileDevice::sync() {
 }
 
 void FileDevice::start_writeback() {
+  if (direct_) return;
   // Waiting flags would consume a write-back error that fdatasync must report.
   sync_file_range(fd(), 0, 0, SYNC_FILE_RANGE_WRITE);
 }
 
 // The kernel calls pages clean whose write-back failed, and so lets them go.
-void FileDevice::drop_cache() { posix_fadvise(fd(), 0, 0, POSIX_FADV_DONTNEED); }
+void FileDevice::drop_cache() {
+  if (!direct_) posix_fadvise(fd(), 0, 0, POSIX_FADV_DONTNEED);
+}
 
 // ---- Zeroing and holes -------------------------------------------------------------------------
 
@@ -243,9 +265,34 @@ bool is_unsupported(int error_number) {
 
 }  // namespace
 
+// DIO2. Of whole units, so claims of this kind do not wait for each other.
+std::unique_ptr<WriteClaim> FileDevice::claim(uint64_t offset, uint64_t length) {
+  if (!direct_) return nullptr;
+  return std::make_unique<WriteClaim>(direct_->claims(), offset, length);
+}
+
+// A file system zeroes parts of its blocks in the page cache: not with FD4.
+uint64_t FileDevice::hole_unit_bytes() const {
+  if (is_block_) return logical_block_bytes_;
+  return direct_ ? direct_->hole_unit_bytes() : 1;
+}
+
+// The whole units are zeroed by the file system or the device, the edges by writing.
 Status FileDevice::zero(uint64_t offset, uint64_t length, ZeroMode mode) {
   if (length == 0) return Status();
-  if (is_block_) return zero_block_device(offset, length, mode);
+  const uint64_t first = round_up(offset, hole_unit_bytes());
+  const uint64_t last = round_down(offset + length, hole_unit_bytes());
+  if (first >= last) return write_zeros(offset, length);
+  {
+    const auto held = claim(first, last - first);
+    CSNAP_TRY(is_block_ ? zero_block_device(first, last - first, mode)
+                        : zero_file(first, last - first, mode));
+  }
+  CSNAP_TRY(write_zeros(offset, first - offset));
+  return write_zeros(last, offset + length - last);
+}
+
+Status FileDevice::zero_file(uint64_t offset, uint64_t length, ZeroMode mode) {
   if (mode == ZeroMode::ALLOW_HOLE && !punch_unsupported_.load(std::memory_order_relaxed)) {
     const int result =
         fallocate_retrying(fd(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length);
@@ -263,29 +310,23 @@ Status FileDevice::zero(uint64_t offset, uint64_t length, ZeroMode mode) {
   return Status(Code::NOT_SUPPORTED, path_ + ": its file system can't zero a range");
 }
 
-// The whole logical blocks are zeroed by the device, the edges by writing.
 Status FileDevice::zero_block_device(uint64_t offset, uint64_t length, ZeroMode mode) {
   const bool punch = mode == ZeroMode::ALLOW_HOLE && !punch_unsupported_.load();
   if (!punch && !zeroes_offloaded_)
     return Status(Code::NOT_SUPPORTED, path_ + ": the device can't zero a range by itself");
-  const uint64_t first = round_up(offset, logical_block_bytes_);
-  const uint64_t last = round_down(offset + length, logical_block_bytes_);
-  if (first >= last) return write_zeros(offset, length);
   int result = EOPNOTSUPP;
   if (punch) {
-    result =
-        fallocate_retrying(fd(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, first, last - first);
+    result = fallocate_retrying(fd(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length);
     if (is_unsupported(result)) punch_unsupported_.store(true);
   }
   if (is_unsupported(result) && zeroes_offloaded_) {
-    uint64_t range[2] = {first, last - first};
+    uint64_t range[2] = {offset, length};
     result = ioctl(fd(), BLKZEROOUT, range) == 0 ? 0 : errno;
   }
   if (is_unsupported(result))
     return Status(Code::NOT_SUPPORTED, path_ + ": the device can't zero a range by itself");
-  if (result != 0) return error("zeroing", first, last - first, result);
-  CSNAP_TRY(write_zeros(offset, first - offset));
-  return write_zeros(last, offset + length - last);
+  if (result != 0) return error("zeroing", offset, length, result);
+  return Status();
 }
 
 Status FileDevice::write_zeros(uint64_t offset, uint64_t length) {
@@ -302,10 +343,10 @@ Status FileDevice::write_zeros(uint64_t offset, uint64_t length) {
 Status FileDevice::discard(uint64_t offset, uint64_t length) {
   if (discard_unsupported_.load(std::memory_order_relaxed))
     return Status(Code::NOT_SUPPORTED, path_ + ": discard is not supported");
-  const uint64_t unit = is_block_ ? logical_block_bytes_ : 1;
-  const uint64_t first = round_up(offset, unit);
-  const uint64_t last = round_down(offset + length, unit);
+  const uint64_t first = round_up(offset, hole_unit_bytes());
+  const uint64_t last = round_down(offset + length, hole_unit_bytes());
   if (first >= last) return Status();
+  const auto held = claim(first, last - first);
   int result =
       fallocate_retrying(fd(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, first, last - first);
   if (is_block_ && is_unsupported(result)) {

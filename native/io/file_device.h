@@ -8,6 +8,9 @@
 //  FD2  Descriptors are O_CLOEXEC: no child keeps a lock alive.
 //  FD3  sync() runs one fdatasync at a time. The kernel reports a write-back error once per
 //      descriptor, so of two at the same time one could miss it. Callers that wait share the next.
+//  FD4  Opened `direct`, nothing passes through this host's page cache, and what it held of the
+//      object from before is written back and let go at open. Whoever writes the object meanwhile
+//      has to be direct too; FD1 keeps all others of this machine out.
 #pragma once
 
 #include <atomic>
@@ -16,6 +19,7 @@
 
 #include "base/sync.h"
 #include "io/device.h"
+#include "io/direct_io.h"
 #include "io/unique_fd.h"
 
 namespace csnap {
@@ -26,12 +30,14 @@ struct FileDeviceOptions {
   // Keep the page cache in small folios (random-access advice, writes in pieces): a 4 KiB write
   // into a large folio costs several times as much. For origins.
   bool small_folios = false;
+  bool direct = false;  // FD4
 };
 
 class FileDevice final : public Device {
  public:
   // Errors: NOT_FOUND, INVALID_ARGUMENT (neither file nor block device), BUSY (says by whom),
-  // READ_ONLY, NOT_SUPPORTED (no locks), IO_ERROR. A file's size is rounded down to whole sectors.
+  // READ_ONLY, NOT_SUPPORTED (no locks; no direct I/O), IO_ERROR. A file's size is rounded down to
+  // whole sectors.
   static Result<std::unique_ptr<FileDevice>> open(const std::string& path,
                                                   const FileDeviceOptions& options);
   ~FileDevice() override;
@@ -50,6 +56,8 @@ class FileDevice final : public Device {
 
   int fd() const { return fd_.get(); }
   bool is_block() const { return is_block_; }
+  // Null unless opened so.
+  const DirectIo* direct() const { return direct_.get(); }
 
  private:
   FileDevice() = default;
@@ -57,14 +65,19 @@ class FileDevice final : public Device {
   Status take_lock(int fd, bool exclusive);
   Status lock_backing_file(dev_t device, bool exclusive);
   Status measure();
+  Status go_direct();
   Status busy();
   Status error(const char* verb, uint64_t offset, uint64_t length, int error_number) const;
+  std::unique_ptr<WriteClaim> claim(uint64_t offset, uint64_t length);
+  uint64_t hole_unit_bytes() const;
+  Status zero_file(uint64_t offset, uint64_t length, ZeroMode mode);
   Status zero_block_device(uint64_t offset, uint64_t length, ZeroMode mode);
   Status write_zeros(uint64_t offset, uint64_t length);
 
   std::string path_;
   UniqueFd fd_;
   UniqueFd backing_fd_;  // of a loop device: holds the lock on its file
+  std::unique_ptr<DirectIo> direct_;
   bool is_block_ = false;
   bool small_folios_ = false;
   uint64_t size_bytes_ = 0;

@@ -3,7 +3,6 @@
 
 #include <doctest/doctest.h>
 #include <fcntl.h>
-#include <linux/loop.h>
 #include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -14,6 +13,7 @@
 
 #include "base/units.h"
 #include "io/test_directory.h"
+#include "io/test_loop.h"
 #include "testing/rng.h"
 
 namespace csnap {
@@ -45,30 +45,6 @@ Bytes read_all(FileDevice& device, uint64_t offset, size_t length) {
   CHECK_MESSAGE(status.ok(), status.to_text());
   return bytes;
 }
-
-// A loop device on a file; none where the machine has no loop driver or we are not root.
-class Loop {
- public:
-  explicit Loop(const std::string& file) {
-    const UniqueFd control(::open("/dev/loop-control", O_RDWR | O_CLOEXEC));
-    const UniqueFd backing(::open(file.c_str(), O_RDWR | O_CLOEXEC));
-    if (!control || !backing) return;
-    const int number = ioctl(control.get(), LOOP_CTL_GET_FREE);
-    if (number < 0) return;
-    path_ = "/dev/loop" + std::to_string(number);
-    fd_ = UniqueFd(::open(path_.c_str(), O_RDWR | O_CLOEXEC));
-    if (!fd_ || ioctl(fd_.get(), LOOP_SET_FD, backing.get()) != 0) path_.clear();
-  }
-  ~Loop() {
-    if (!path_.empty()) ioctl(fd_.get(), LOOP_CLR_FD, 0);
-  }
-  bool ok() const { return !path_.empty(); }
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-  UniqueFd fd_;
-};
 
 // Runs `body` in another process; its exit status.
 template <typename Body>
@@ -151,7 +127,7 @@ TEST_CASE("a file behind a loop device is refused, and so is a loop device of a 
   const TestDirectory directory;
   const std::string path = directory.file("origin");
   make_file(path, 1 << 20);
-  const Loop loop(path);
+  const TestLoop loop(path);
   if (!loop.ok()) {
     MESSAGE("skipped: no loop devices here");
     return;
@@ -310,7 +286,7 @@ TEST_CASE("zeroing a block device, unaligned edges included") {
   const TestDirectory directory;
   const std::string path = directory.file("origin");
   make_file(path, 1 << 20);
-  const Loop loop(path);
+  const TestLoop loop(path);
   if (!loop.ok()) {
     MESSAGE("skipped: no loop devices here");
     return;
