@@ -85,6 +85,13 @@ export interface OpenVolumeOptions {
   readonly acceptOrigin: boolean;
   readonly acceptLoss: boolean;
   /**
+   * Neither origin nor store passes through this host's page cache, and what it holds of them is
+   * written back and let go first: for a volume that another host may take over. NOT_SUPPORTED (with
+   * the remedy) where one of them takes no direct I/O, or its length is no multiple of what that
+   * needs. Absent: false.
+   */
+  readonly direct?: boolean;
+  /**
    * granted by the broker, above the store's (else FENCED, and nothing was written); absent: the
    * store's next one
    */

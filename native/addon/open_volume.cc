@@ -14,6 +14,7 @@ Result<std::shared_ptr<OpenVolume>> OpenVolume::open(const OpenVolumeOptions& op
                   options.store_path + " is origin and store at once: check the volume's paths");
   FileDeviceOptions device;
   device.read_only = options.look_only;
+  device.direct = options.direct;
   CSNAP_TRY_ASSIGN(self->store_, FileDevice::open(options.store_path, device));
   device.small_folios = true;
   CSNAP_TRY_ASSIGN(self->origin_, FileDevice::open(options.origin_path, device));

@@ -23,6 +23,7 @@ struct OpenVolumeOptions {
   bool look_only = false;
   bool accept_origin = false;
   bool accept_loss = false;
+  bool direct = false;         // origin and store, FileDevice's FD4
   Epoch epoch = 0;             // granted by the broker; 0: the store's next one
   std::shared_ptr<Gate> gate;  // of the grant (F2); null: nothing bounds it
 };

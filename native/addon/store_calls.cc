@@ -107,6 +107,7 @@ Napi::Value open_volume_call(const Napi::CallbackInfo& call) {
   open.look_only = options.flag("lookOnly");
   open.accept_origin = options.flag("acceptOrigin");
   open.accept_loss = options.flag("acceptLoss");
+  open.direct = options.has("direct") && options.flag("direct");
   if (options.has("epoch") && !read_epoch(options.value("epoch"), open.epoch)) {
     Napi::TypeError::New(env, "epoch: a bigint from 1 to 2^64-1 is expected")
         .ThrowAsJavaScriptException();
