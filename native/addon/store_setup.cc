@@ -1,5 +1,6 @@
 #include "addon/store_setup.h"
 
+#include <fcntl.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -20,6 +21,13 @@ std::string absolute(const std::string& path) {
   return real ? std::string(real.get()) : path;
 }
 
+// From the medium: this host's page cache may show what another host has overwritten since (F8).
+// Only the head is dropped, a server that is at work here keeps the rest.
+Result<SuperblockPtr> read_superblock_anew(FileDevice& store) {
+  (void)posix_fadvise(store.fd(), 0, kHeadBytes, POSIX_FADV_DONTNEED);
+  return read_superblock(store);
+}
+
 Status erase_head(FileDevice& store) {
   const std::vector<char> zeros(std::min(kHeadBytes, store.size_bytes()));
   CSNAP_TRY(store.write(0, zeros.data(), zeros.size()));
@@ -29,7 +37,7 @@ Status erase_head(FileDevice& store) {
 // STORE_IN_USE where the device holds a store, a damaged or newer one included.
 Status refuse_store(FileDevice& store) {
   if (store.size_bytes() < kBlockBytes) return Status();
-  const Result<SuperblockPtr> found = read_superblock(store);
+  const Result<SuperblockPtr> found = read_superblock_anew(store);
   if (!found.ok() && found.status().code() == Code::NOT_A_STORE) return Status();
   if (!found.ok() && found.status().code() == Code::IO_ERROR) return found.status();
   std::string what = found.ok() ? "a csnap store" : "a csnap store that can't be used as it is";
@@ -130,12 +138,12 @@ Result<SuperblockPtr> look_at_store(const std::string& path) {
   options.read_only = true;
   options.lock = false;
   CSNAP_TRY_ASSIGN(const auto store, FileDevice::open(path, options));
-  return read_superblock(*store);
+  return read_superblock_anew(*store);
 }
 
 Status wipe_store(const std::string& path) {
   CSNAP_TRY_ASSIGN(const auto store, FileDevice::open(path, {}));
-  const Result<SuperblockPtr> found = read_superblock(*store);
+  const Result<SuperblockPtr> found = read_superblock_anew(*store);
   if (!found.ok() &&
       (found.status().code() == Code::NOT_A_STORE || found.status().code() == Code::IO_ERROR))
     return found.status();
