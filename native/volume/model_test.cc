@@ -6,6 +6,9 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "io/file_device.h"
+#include "io/test_directory.h"
+#include "io/test_loop.h"
 #include "testing/faulty_device.h"
 #include "testing/rng.h"
 #include "testing/scheduler.h"
@@ -27,12 +30,20 @@ struct Shape {
 
 class Run {
  public:
+  // Origin and store of the shape's sizes, the origin zeros.
+  struct Devices {
+    std::unique_ptr<Device> origin, store;
+  };
+
   Run(const Shape& shape, uint64_t seed, uint64_t op_count)
+      : Run(shape, seed, op_count,
+            {std::make_unique<MemoryDevice>("origin", shape.origin_bytes),
+             std::make_unique<MemoryDevice>("store", shape.store_bytes)}) {}
+  Run(const Shape& shape, uint64_t seed, uint64_t op_count, Devices devices)
       : shape_(shape),
         rng_(seed),
         op_count_(op_count),
-        origin_("origin", shape.origin_bytes),
-        store_("store", shape.store_bytes),
+        devices_(std::move(devices)),
         model_(round_down(shape.origin_bytes, kSectorBytes), shape.chunk_bytes),
         scheduler_({.step_limit = ~uint64_t{0}}) {
     identity_.text = "model";
@@ -44,7 +55,7 @@ class Run {
     create.chunk_bytes = shape.chunk_bytes;
     create.journal_bytes = shape.journal_bytes;
     create.on_full = shape.on_full;
-    const Status status = create_store(store_, create);
+    const Status status = create_store(*devices_.store, create);
     REQUIRE_MESSAGE(status.ok(), status.to_text());
     for (const Uuid boot = make_uuid(); boot_id_.is_nil();) boot_id_ = boot;
   }
@@ -98,8 +109,8 @@ class Run {
 
   void open(bool was_closed) {
     VolumeOptions options;
-    options.origin = &origin_;
-    options.store = &store_;
+    options.origin = devices_.origin.get();
+    options.store = devices_.store.get();
     options.identity = identity_;
     options.durability = shape_.durability;
     options.boot_id = boot_id_;
@@ -515,7 +526,7 @@ class Run {
   const Shape shape_;
   Rng rng_;
   const uint64_t op_count_;
-  MemoryDevice origin_, store_;
+  Devices devices_;
   VolumeModel model_;
   SimScheduler scheduler_;
   OriginIdentity identity_;
@@ -591,6 +602,58 @@ TEST_CASE("volume model: random operations agree with a plain model in memory") 
   CHECK(reopens > 0);
   CHECK(drops > 0);
   CHECK(refusals > 0);
+}
+
+// The origin's and the store's edges, and the memory of their requests, lie anywhere: what direct
+// I/O makes of them must be what memory makes of them.
+TEST_CASE("volume model: over files and block devices opened direct") {
+  const uint64_t seed = seed_from_environment(0xd12);
+  MESSAGE("CSNAP_SEED=" << seed);
+  const uint64_t op_count = std::getenv("CSNAP_SANITIZED") ? 1000 : 3000;
+  const Shape shape = {4096,
+                       100 * 4096,
+                       1700 * kKiB,
+                       64 * kKiB,
+                       4,
+                       format::OnFull::DROP_SNAPSHOTS,
+                       format::DurabilityMode::SYNC};
+  const TestDirectory directory;
+  const auto open = [](const std::string& path) {
+    FileDeviceOptions options;
+    options.direct = true;
+    return FileDevice::open(path, options);
+  };
+  for (const unsigned long block_bytes : {0, 4096}) {
+    const std::string name = directory.file(std::to_string(block_bytes));
+    const std::string paths[] = {name + "-origin", name + "-store"};
+    const uint64_t sizes[] = {shape.origin_bytes, shape.store_bytes};
+    std::unique_ptr<TestLoop> loops[2];
+    Run::Devices devices;
+    Status refusal;
+    for (int i = 0; i < 2; i++) {
+      bool created = false;
+      REQUIRE(allocate_in_full(paths[i], sizes[i], nullptr, created).ok());
+      std::string path = paths[i];
+      if (block_bytes != 0) {
+        loops[i] = std::make_unique<TestLoop>(path, block_bytes, true);
+        path = loops[i]->path();
+      }
+      auto opened = open(path);
+      if (!opened.ok()) refusal = opened.status();
+      if (opened.ok()) (i == 0 ? devices.origin : devices.store) = opened.take();
+    }
+    if (!devices.origin || !devices.store) {
+      MESSAGE("skipped, blocks of " << block_bytes << ": " << refusal.message());
+      continue;
+    }
+    auto run = std::make_unique<Run>(shape, seed, op_count, std::move(devices));
+    const std::string wrong = run->go();
+    if (!wrong.empty()) {
+      run.release();
+      FAIL("blocks of " << block_bytes << ": " << wrong);
+    }
+    CHECK(run->reopens > 0);
+  }
 }
 
 }  // namespace csnap
