@@ -94,7 +94,7 @@ async function openHere(context: Context, definition: VolumeDefinition, purpose:
       lookOnly: purpose === "look",
       acceptOrigin: false,
       acceptLoss: false,
-      ...(grant && { epoch: grant.epoch }),
+      ...(grant && { epoch: grant.epoch, direct: grant.storeClass !== "local" }),
       ...(grant?.gate !== undefined && { gate: grant.gate }),
     });
     if (purpose === "look" && !volume.info().clean) warnUnclean(definition);

@@ -73,6 +73,7 @@ export async function serveVolume(request: ServeRequest): Promise<void> {
     volume = await waitForLock(() =>
       openVolume(native, definition, {
         durability: term.isShared ? "sync" : plan.durability,
+        direct: term.isShared,
         lookOnly: false,
         acceptOrigin: request.acceptOrigin,
         acceptLoss: request.acceptLoss,
