@@ -124,6 +124,42 @@ TEST_CASE("direct I/O: any range and memory agrees with a model, on files and bl
   });
 }
 
+// As where nobody says how much is needed, or where it is much.
+TEST_CASE("direct I/O: any alignment that is asked for is kept (DIO1)") {
+  const uint64_t seed = seed_from_environment(0xd13);
+  MESSAGE("CSNAP_SEED=" << seed);
+  const TestDirectory directory;
+  const std::string path = directory.file("file");
+  make_file(path, kBytes);
+  for (const uint64_t unit : {4096, 16384, 65536}) {
+    CAPTURE(unit);
+    const UniqueFd fd(::open(path.c_str(), O_RDWR | O_DIRECT | O_CLOEXEC));
+    if (!fd) {
+      MESSAGE("skipped: no O_DIRECT here");
+      return;
+    }
+    const size_t size = round_down(kBytes, unit);
+    DirectIo direct(fd.get(), path, size, {unit, unit});
+    Rng rng(seed);
+    Bytes model(size);
+    CHECK(direct.write(0, model.data(), size).ok());
+    for (int round = 0; round < 100; round++) {
+      const size_t length = 1 + rng.below(rng.coin() ? size : 3000);
+      const size_t offset = rng.below(size - length + 1);
+      Memory memory(rng, length);
+      std::memset(memory.data(), static_cast<int>(1 + rng.below(255)), length);
+      REQUIRE(direct.write(offset, memory.data(), length).ok());
+      std::memcpy(&model[offset], memory.data(), length);
+      Bytes around(std::min<size_t>(length + 10000, size - offset));
+      REQUIRE(direct.read(offset, around.data(), around.size()).ok());
+      REQUIRE(std::memcmp(around.data(), &model[offset], around.size()) == 0);
+    }
+    Bytes now(size);
+    CHECK(direct.read(0, now.data(), size).ok());
+    CHECK(now == model);
+  }
+}
+
 TEST_CASE("direct I/O: nothing goes beyond the end (DIO3)") {
   on_every_kind([](const std::string& path) {
     const auto device = must_open_direct(path);
