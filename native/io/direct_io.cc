@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "base/units.h"
 #include "io/device_users.h"
@@ -117,10 +118,7 @@ DirectIo::DirectIo(int fd, std::string name, uint64_t size_bytes, DirectAlignmen
   hole_unit_bytes_ = unit;
 }
 
-DirectIo::~DirectIo() {
-  CSNAP_ASSERT(buffers_free_.size() == buffers_made_);
-  for (char* buffer : buffers_free_) free(buffer);
-}
+DirectIo::~DirectIo() { CSNAP_ASSERT(buffers_free_.size() == buffers_made_); }
 
 Status check_nothing_caches(int fd, const std::string& name) {
   struct stat info;
@@ -154,25 +152,25 @@ class DirectIo::Buffer {
     while (owner_.buffers_free_.empty() && owner_.buffers_made_ == kBufferCountMax)
       owner_.buffer_free_cond_.wait(lock);
     if (!owner_.buffers_free_.empty()) {
-      bytes_ = owner_.buffers_free_.back();
+      bytes_ = std::move(owner_.buffers_free_.back());
       owner_.buffers_free_.pop_back();
       return;
     }
-    bytes_ = static_cast<char*>(aligned_alloc(kUnitBytesMax, kBufferBytes));
+    bytes_.reset(static_cast<char*>(aligned_alloc(kUnitBytesMax, kBufferBytes)));
     CSNAP_ASSERT(bytes_ != nullptr);
     owner_.buffers_made_++;
   }
   ~Buffer() {
     MutexLock lock(owner_.buffers_mutex_);
-    owner_.buffers_free_.push_back(bytes_);
+    owner_.buffers_free_.push_back(std::move(bytes_));
     owner_.buffer_free_cond_.notify_one();
   }
   Buffer(const Buffer&) = delete;
-  char* bytes() { return bytes_; }
+  char* bytes() { return bytes_.get(); }
 
  private:
   DirectIo& owner_;
-  char* bytes_;
+  AlignedBytes bytes_;
 };
 
 // The least alignment that the answer promises, and no more: at the second unit of the memory.

@@ -16,6 +16,7 @@
 // at a sector (D2) leaves those alone; a medium that fails may lose the widened range.
 #pragma once
 
+#include <cstdlib>
 #include <memory>
 #include <string>
 #include <vector>
@@ -74,9 +75,14 @@ class DirectIo {
   uint64_t hole_unit_bytes_;
   WriteClaims claims_;
 
+  struct Free {
+    void operator()(char* bytes) const { std::free(bytes); }
+  };
+  using AlignedBytes = std::unique_ptr<char[], Free>;
+
   Mutex buffers_mutex_;
   CondVar buffer_free_cond_;
-  std::vector<char*> buffers_free_;
+  std::vector<AlignedBytes> buffers_free_;
   uint32_t buffers_made_ = 0;
 };
 
