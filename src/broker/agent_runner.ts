@@ -235,7 +235,8 @@ export class AgentRunner {
       if (record?.epoch === undefined || record.slot.state === "failed") return { value: undefined };
       // Released in order, or ended without: both are this order's end, unless a newer term began.
       const isOurs = record.slot.instance === order.instance || record.slot.instance === "";
-      if (!isOurs) return { value: undefined };
+      // Released for a move: that another host shall have it stays written.
+      if (!isOurs || record.slot.move_to !== null) return { value: undefined };
       return { record: { ...record, slot: vacantSlot(why, retryAt) }, value: undefined };
     });
   }

@@ -4,7 +4,7 @@
  * CSNAP_NEMESIS_S sets its length.
  */
 import { setTimeout as pause } from "node:timers/promises";
-import { afterAll, beforeAll, expect, it } from "vitest";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { Broker } from "../../src/broker/broker.js";
 import type * as Open from "../../src/broker/open.js";
 import { importBuilt } from "../support/built.js";
@@ -24,16 +24,6 @@ const seed = testSeed(Math.floor(Math.random() * 2 ** 31));
 
 let cluster: HostCluster;
 let broker: Broker;
-
-beforeAll(async () => {
-  cluster = await HostCluster.start(["alpha", "beta", "gamma"]);
-  broker = openBroker(cluster.etcd.url("insecure=1"), { stateDir: "/nonexistent" });
-  for (const host of cluster.hosts) await host.startAgent();
-});
-afterAll(async () => {
-  await broker?.close();
-  await cluster?.close();
-});
 
 /** What the nemesis does; each leaves the cluster able to recover. */
 class Nemesis {
@@ -167,56 +157,69 @@ function overlaps(acknowledged: readonly Acknowledged[]): string[] {
   });
 }
 
-it(`nothing acknowledged is lost, and no error is seen, whatever the nemesis does (CSNAP_SEED=${seed})`, {
-  timeout: (SECONDS + 300) * 1000,
-}, async () => {
-  const random = seededRandom(seed);
-  const clients = Array.from(
-    { length: CLIENTS },
-    (_, i) => new VerifiedClient(broker, VOLUME, i, CLIENTS, BLOCKS, seededRandom(seed + 1 + i)),
-  );
-  await cluster.served();
-  for (const client of clients) client.start();
-  const nemesis = new Nemesis(random);
-  const end = performance.now() + SECONDS * 1000;
-  while (performance.now() < end) await nemesis.step();
-  // Quiet: service returns.
-  for (const host of cluster.hosts) {
-    host.heal();
-    if (!host.agent || host.agent.exitCode !== null || host.agent.signalCode !== null)
-      await host.startAgent();
-  }
-  const quiet = performance.now();
-  const before = clients.map(({ acknowledged }) => acknowledged.length);
-  await until(
-    () => clients.every(({ acknowledged }, i) => acknowledged.length > (before[i] ?? 0) + 20),
-    () => `service did not return:\n${cluster.logs().slice(-20_000)}`,
-    QUIET_LIMIT_MS,
-  );
-  const returnedMs = Math.round(performance.now() - quiet);
-  for (const client of clients) await client.stop();
-  const { uris, epoch } = await cluster.served();
-  const reader = await NbdClient.open(addressOf(uris.find((uri) => uri.startsWith("nbd://")) ?? ""), {
-    export: VOLUME,
+/** Network namespaces and loop devices need root. */
+describe.skipIf(process.getuid?.() !== 0)("hosts that share a store", () => {
+  beforeAll(async () => {
+    cluster = await HostCluster.start(["alpha", "beta", "gamma"]);
+    broker = openBroker(cluster.etcd.url("insecure=1"), { stateDir: "/nonexistent" });
+    for (const host of cluster.hosts) await host.startAgent();
   });
-  for (const client of clients) await client.verifyAll(reader);
-  await reader.disconnect();
-  const stalls = clients.flatMap((client) => client.stalls).sort((a, b) => a - b);
-  const all = clients.flatMap(({ acknowledged }) => acknowledged).sort((a, b) => a.ms - b.ms);
-  console.log(
-    `CSNAP_SEED=${seed}: ${SECONDS} s, ${all.length} acknowledged, ${epoch} epochs, fenced ${cluster.fenced().length} times, service back after ${returnedMs} ms; stalls over 500 ms: ${stalls.length}, median ${stalls[stalls.length >> 1]}, longest ${stalls.at(-1)} ms`,
-    nemesis.done,
-  );
-  const problems = [...clients.flatMap((client) => client.problems), ...overlaps(all)];
-  if (problems.length > 0) console.log(cluster.logs());
-  expect(problems).toEqual([]);
-  expect(all.length).toBeGreaterThan(SECONDS);
-  // Stopped for good, the store is whole.
-  const last = cluster.host((await cluster.served()).host);
-  await last.must("volume", "disable", VOLUME);
-  await until(
-    async () => !(await last.show()).alive,
-    () => "it is still served",
-  );
-  await last.must("check", VOLUME, "--data");
+  afterAll(async () => {
+    await broker?.close();
+    await cluster?.close();
+  });
+
+  it(`nothing acknowledged is lost, and no error is seen, whatever the nemesis does (CSNAP_SEED=${seed})`, {
+    timeout: (SECONDS + 300) * 1000,
+  }, async () => {
+    const random = seededRandom(seed);
+    const clients = Array.from(
+      { length: CLIENTS },
+      (_, i) => new VerifiedClient(broker, VOLUME, i, CLIENTS, BLOCKS, seededRandom(seed + 1 + i)),
+    );
+    await cluster.served();
+    for (const client of clients) client.start();
+    const nemesis = new Nemesis(random);
+    const end = performance.now() + SECONDS * 1000;
+    while (performance.now() < end) await nemesis.step();
+    // Quiet: service returns.
+    for (const host of cluster.hosts) {
+      host.heal();
+      if (!host.agent || host.agent.exitCode !== null || host.agent.signalCode !== null)
+        await host.startAgent();
+    }
+    const quiet = performance.now();
+    const before = clients.map(({ acknowledged }) => acknowledged.length);
+    await until(
+      () => clients.every(({ acknowledged }, i) => acknowledged.length > (before[i] ?? 0) + 20),
+      () => `service did not return:\n${cluster.logs().slice(-20_000)}`,
+      QUIET_LIMIT_MS,
+    );
+    const returnedMs = Math.round(performance.now() - quiet);
+    for (const client of clients) await client.stop();
+    const { uris, epoch } = await cluster.served();
+    const reader = await NbdClient.open(addressOf(uris.find((uri) => uri.startsWith("nbd://")) ?? ""), {
+      export: VOLUME,
+    });
+    for (const client of clients) await client.verifyAll(reader);
+    await reader.disconnect();
+    const stalls = clients.flatMap((client) => client.stalls).sort((a, b) => a - b);
+    const all = clients.flatMap(({ acknowledged }) => acknowledged).sort((a, b) => a.ms - b.ms);
+    console.log(
+      `CSNAP_SEED=${seed}: ${SECONDS} s, ${all.length} acknowledged, ${epoch} epochs, fenced ${cluster.fenced().length} times, service back after ${returnedMs} ms; stalls over 500 ms: ${stalls.length}, median ${stalls[stalls.length >> 1]}, longest ${stalls.at(-1)} ms`,
+      nemesis.done,
+    );
+    const problems = [...clients.flatMap((client) => client.problems), ...overlaps(all)];
+    if (problems.length > 0) console.log(cluster.logs());
+    expect(problems).toEqual([]);
+    expect(all.length).toBeGreaterThan(SECONDS);
+    // Stopped for good, the store is whole.
+    const last = cluster.host((await cluster.served()).host);
+    await last.must("volume", "disable", VOLUME);
+    await until(
+      async () => !(await last.show()).alive,
+      () => "it is still served",
+    );
+    await last.must("check", VOLUME, "--data");
+  });
 });

@@ -8,7 +8,8 @@ import { addressOf, NbdClient } from "../support/nbd-client.js";
 const BLOCK = 4096;
 const LIMIT_MS = 180_000;
 
-describe("a store that several hosts reach", () => {
+/** Network namespaces and loop devices need root. */
+describe.skipIf(process.getuid?.() !== 0)("a store that several hosts reach", () => {
   let cluster: HostCluster;
 
   beforeAll(async () => {

@@ -399,9 +399,9 @@ export function brokerConformance(name: string, makeBackend: () => Promise<Backe
       const declared = async (min: 0 | 1) => {
         await new Ear(broker.define(spec(SERVICE, { instances: { max: 1, min } }))).until("defined");
       };
-      const registered = async (agent: InstanceAgent): Promise<Broker> => {
+      const registered = async (agent: InstanceAgent, host = "here"): Promise<Broker> => {
         const own = open();
-        await new Ear(own.registerAgent({ service: SERVICE, host: "here" }, agent)).until("registered");
+        await new Ear(own.registerAgent({ service: SERVICE, host }, agent)).until("registered");
         return own;
       };
 
@@ -439,6 +439,28 @@ export function brokerConformance(name: string, makeBackend: () => Promise<Backe
             const starter = agents.find((agent) => agent.servers.has(address.instance));
             await starter?.servers.get(address.instance)?.kill();
           }
+        },
+        LONG_TEST_MS,
+      );
+
+      it(
+        "move it to the host that is named, by asking its server to stop",
+        async () => {
+          await declared(1);
+          const agents = { here: new TestAgent(), there: new TestAgent() };
+          for (const host of ["here", "there"] as const) await registered(agents[host], host);
+          const ear = new Ear(broker.request({ service: SERVICE }));
+          let { epoch, instance } = await ear.until("address");
+          expect((await refusal(broker.move(SERVICE, "nowhere"))).message).toContain("no agent on nowhere");
+          for (let round = 0; round < 6; round++) {
+            const to = agents.here.servers.has(instance) ? "there" : "here";
+            await broker.move(SERVICE, to);
+            ({ epoch, instance } = await ear.until("address", (event) => event.epoch > epoch));
+            expect(agents[to].servers.has(instance), `round ${round}: to ${to}`).toBe(true);
+          }
+          await broker.setAdminState(SERVICE, "disabled");
+          await ear.until("pending", ({ reason }) => reason === "disabled", ear.heard.length - 1);
+          expect((await refusal(broker.move(SERVICE, "here"))).code).toBe("INVALID_ARGUMENT");
         },
         LONG_TEST_MS,
       );

@@ -142,7 +142,10 @@ const brokers: [name: string, url: () => string][] = [
   ["etcd", () => etcd.url(`prefix=/csnap/${randomUUID()}`)],
 ];
 
-describe.each(brokers)("servers of an agent, broker %s", (_name, url) => {
+/** The agent needs root. */
+const isRoot = process.getuid?.() === 0;
+
+describe.skipIf(!isRoot).each(brokers)("servers of an agent, broker %s", (_name, url) => {
   let host: Host;
   const { must, init } = {
     must: (...words: string[]) => host.sandbox.must(...words),
@@ -230,7 +233,7 @@ describe.each(brokers)("servers of an agent, broker %s", (_name, url) => {
   });
 });
 
-describe("a grant at etcd", () => {
+describe.skipIf(!isRoot)("a grant at etcd", () => {
   it("that can't be renewed ends: nothing is answered any more, and the next term finds all that was", async () => {
     const cluster = await EtcdCluster.start(1);
     const host = new Host(cluster.url());
