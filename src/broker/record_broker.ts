@@ -36,12 +36,14 @@ import { type Reach, specProblem } from "./spec_rules.js";
 import { LiveTicket } from "./ticket.js";
 import {
   adoptedEpoch,
+  behindStore,
   claimed,
   type Found,
   fenceConfirmed,
   heldError,
   isHeld,
   moved,
+  specConflict,
 } from "./transitions.js";
 
 const changeAttemptsMax = 1000;
@@ -99,8 +101,8 @@ export class RecordBroker implements Broker {
     }
     this.change(spec.service, (found) => {
       const record = found.record ?? newRecord(null);
-      const isOther = record.spec !== null && record.spec.volumeUuid !== spec.volumeUuid;
-      if (isOther && isHeld(found)) return { value: heldError(spec.service, record, found.life) };
+      const conflict = specConflict(found, spec);
+      if (conflict) return { value: conflict };
       return { record: { ...record, spec }, value: undefined };
     }).then(
       (conflict) =>
@@ -155,12 +157,15 @@ export class RecordBroker implements Broker {
 
   async claim(service: string, options: ClaimOptions): Promise<Grant> {
     const started = this.leases?.begin();
-    const record = await this.change(service, (found) => {
+    const record = await this.change<ServiceRecord | CsnapError>(service, (found) => {
       // Of several attempts the last may be the one that is stored, so its time counts (LS2).
       started?.sent();
+      const behind = behindStore(service, found.record, options);
+      if (behind) return { ...(behind.record && { record: behind.record }), value: behind.error };
       const next = claimed(service, found, options, this.self, started?.terms);
       return { record: next, value: next };
     });
+    if (record instanceof CsnapError) throw record;
     return new RecordGrant(this, service, options.instance, record, started);
   }
 

@@ -55,8 +55,6 @@ export function claimed(
   const isOrdered = slot.ordered && slot.instance === options.instance;
   const isOwn = slot.holder !== null && sameProcess(slot.holder, self) && slot.instance === options.instance;
   if (isHeld(found) && !isOrdered && !isOwn) throw heldError(service, record, found.life);
-  if (spec.storeClass !== "local" && options.storeEpoch > record.epoch)
-    throw behindError(service, record.epoch, options.storeEpoch);
   const adopted = isOrdered && record.epoch > options.storeEpoch;
   // In one term no number comes twice, whoever writes it (LS1).
   const beat = terms ? { seq: adopted ? (slot.beat?.seq ?? 0) + 1 : 1, grant_ms: terms.grantMs } : null;
@@ -93,16 +91,38 @@ export function fenceConfirmed(service: string, { record, life }: Found, who: st
   return { ...record, slot: vacantSlot(`${who} confirmed that ${holder.host} can't write any more`) };
 }
 
-/** TR4 */
-function behindError(service: string, known: Epoch, stamped: Epoch): CsnapError {
-  return new CsnapError(
+/**
+ * TR4. Undefined: it is not behind. `record`: where an agent had ordered it, which must not order again:
+ * each order adds to the epoch, and would catch up in the end.
+ */
+export function behindStore(
+  service: string,
+  record: ServiceRecord | undefined,
+  { instance, storeEpoch }: ClaimOptions,
+): { readonly error: CsnapError; readonly record?: ServiceRecord } | undefined {
+  if (!record?.spec || record.spec.storeClass === "local" || storeEpoch <= record.epoch) return undefined;
+  const error = new CsnapError(
     "FENCED",
-    `${service}: its store was served with epoch ${stamped}, and this broker knows of ${known} only: another broker may rule it; if that one is gone for good, \`csnap volume enable --adopt-epoch ${service}\``,
+    `${service}: its store was served with epoch ${storeEpoch}, and this broker knows of ${record.epoch} only: another broker may rule it; if that one is gone for good, \`csnap volume enable --adopt-epoch ${service}\``,
   );
+  const isOrdered = record.slot.ordered && record.slot.instance === instance;
+  return isOrdered ? { error, record: released(record, "", error.message) } : { error };
 }
 
 export function adoptedEpoch(record: ServiceRecord, stamped: Epoch): ServiceRecord {
-  return record.epoch >= stamped ? record : { ...record, epoch: stamped };
+  if (record.epoch >= stamped) return record;
+  return { ...record, epoch: stamped, slot: vacantSlot("an administrator adopted the store's epoch") };
+}
+
+/**
+ * Why this can't be declared now. What a store's class asks of a server (direct I/O, mode sync, a
+ * gate) is settled when it opens: one that serves keeps to the class it was opened under (F8).
+ */
+export function specConflict(found: Found, spec: ServiceSpec): CsnapError | undefined {
+  const former = found.record?.spec;
+  if (!found.record || !former || !isHeld(found)) return undefined;
+  const isSame = former.volumeUuid === spec.volumeUuid && former.storeClass === spec.storeClass;
+  return isSame ? undefined : heldError(spec.service, found.record, found.life);
 }
 
 /** TR3: this candidate fences, the others wait. Undefined: there is nothing to fence any more. */

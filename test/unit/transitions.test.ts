@@ -5,7 +5,14 @@ import { silenceMs } from "../../src/broker/lease.js";
 import { type Life, SilenceLiveness } from "../../src/broker/liveness.js";
 import { ownIdentity, type ProcessIdentity } from "../../src/broker/process_identity.js";
 import { newRecord, type ServiceRecord } from "../../src/broker/record.js";
-import { claimed, fenceConfirmed, renewed } from "../../src/broker/transitions.js";
+import {
+  adoptedEpoch,
+  behindStore,
+  claimed,
+  fenceConfirmed,
+  renewed,
+  specConflict,
+} from "../../src/broker/transitions.js";
 import { spec, UUID } from "../support/broker-backend.js";
 
 const SERVICE = "disk1";
@@ -60,6 +67,44 @@ describe("a slot", () => {
     const taken = claim(renewedOnce, "alive", { instance: "old" });
     expect(taken.epoch).toBe(ordered.epoch);
     expect(taken.slot.beat?.seq).toBe(8);
+  });
+});
+
+describe("a broker that is behind the store", () => {
+  const shared = (record: ServiceRecord): ServiceRecord => ({
+    ...record,
+    spec: spec(SERVICE, { storeClass: "shared-block", fencing: { policy: "command", command: "true" } }),
+  });
+
+  it("is not believed, and an agent's next order does not wear that down", () => {
+    const ordered = heldBy(here);
+    const record = shared({ ...ordered, slot: { ...ordered.slot, ordered: true } });
+    const refused = behindStore(SERVICE, record, options({ instance: "old", storeEpoch: 9n }));
+    expect(refused?.error.message).toMatch(/served with epoch 9, .* knows of 1 only: .*enable --adopt-epoch/);
+    expect(refused?.record).toMatchObject({ epoch: 1n, slot: { state: "failed", holder: null } });
+    // By hand there is nothing to stop.
+    expect(
+      behindStore(SERVICE, shared(newRecord(null)), options({ storeEpoch: 9n }))?.record,
+    ).toBeUndefined();
+    const adopted = adoptedEpoch(refused?.record ?? record, 9n);
+    expect(adopted).toMatchObject({ epoch: 9n, slot: { state: "vacant" } });
+    expect(behindStore(SERVICE, adopted, options({ storeEpoch: 9n }))).toBeUndefined();
+  });
+
+  it("is believed where no other host reaches the store: its lock decides", () => {
+    expect(behindStore(SERVICE, heldBy(here), options({ storeEpoch: 9n }))).toBeUndefined();
+  });
+});
+
+describe("a declaration", () => {
+  it("can't say that other hosts reach a store which is being served as if they did not", () => {
+    const record = heldBy(here);
+    const shared = { ...spec(SERVICE), storeClass: "shared-block" as const };
+    expect(specConflict({ record, life: "alive" }, shared)?.code).toBe("BUSY");
+    expect(specConflict({ record, life: "silent" }, shared)?.code).toBe("BUSY");
+    expect(specConflict({ record, life: "gone" }, shared)).toBeUndefined();
+    const other = spec(SERVICE, { instances: { max: 1, min: 1 }, hosts: ["here"] });
+    expect(specConflict({ record, life: "alive" }, other)).toBeUndefined();
   });
 });
 
