@@ -8,8 +8,7 @@
 //       device that fences its former server off fails its writes. But a sync that failed says so
 //       (W9): D3 outlives this grant.
 //  GD3  `fenced` is told before FENCED is answered, by every thread that meets it. It must not
-//  block
-//       and may use the device.
+//       block, and may use the device.
 #pragma once
 
 #include <functional>

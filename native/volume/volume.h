@@ -231,8 +231,7 @@ class Volume {
  public:
   // Errors: those of read_superblock(), NEEDS_ACCEPT_LOSS, WRONG_ORIGIN, ORIGIN_CHANGED, CORRUPT,
   // IO_ERROR, FENCED (options.epoch is not above the store's, and nothing was written; or the gate
-  // has closed). Stamps that
-  // epoch, or the store's next one (F3), unless look_only.
+  // has closed). Stamps that epoch, or the store's next one (F3), unless look_only.
   static Result<std::unique_ptr<Volume>> open(VolumeOptions options);
   virtual ~Volume() = default;  // without close(): as a crash would leave it, threads ended
 

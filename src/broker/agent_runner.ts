@@ -6,14 +6,14 @@
 // AR2 Of several agents the claim's compare-and-swap picks one; the others watch.
 // AR3 Nothing is started for a service that is disabled, failed (W9), held, declared with min 0, or not
 //     for this host.
-// AR3a An order between hosts is a grant that ends in time like every other: the agent renews it until
-//     its server has taken the slot over.
 // AR4 A server that ends soon after its start is started again ever later, up to backoffMaxMs.
 // AR5 Only the agent of the holder's own host probes and stops a server: what another host can't reach
 //     may well be alive.
 // AR6 A silent holder's host is fenced by one agent at a time; the next tries when that one has been
 //     silent for as long as a fence may take. Only a confirmed fence frees the slot (F8).
 // AR7 A service that is being moved is left to the host that shall have it, for moveLimitMs.
+// AR8 An order between hosts is a grant that ends in time like every other: the agent renews it until
+//     its server has taken the slot over.
 import { randomUUID } from "node:crypto";
 import { messageOf } from "../volume/errors.js";
 import type { AgentRegistration, InstanceAgent, StartOrder } from "./broker.js";
@@ -206,7 +206,7 @@ export class AgentRunner {
     const record = await this.order(started);
     if (!record) return;
     const order: StartOrder = { service, instance: record.slot.instance, epoch: record.epoch };
-    // The server's own renewals go on from there; these end with its claim, or with the agent.
+    // AR8. The server's own renewals go on from there.
     const pulse = started?.keep(heldTerm(service, record), () => {});
     const startedMs = performance.now();
     let why: string;
