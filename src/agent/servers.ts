@@ -9,9 +9,15 @@
 // AS4 A server that answers no handshake for probeLimitMs is reported; only a second silence, by the
 //     broker's own question, has it replaced: one that is merely slow answers.
 import { type ChildProcess, spawn } from "node:child_process";
-import { setTimeout as sleep } from "node:timers/promises";
 import type { Broker, InstanceAgent, StartedInstance, StartOrder } from "../broker/broker.js";
-import { isAlive, isOfThisHost, ownIdentity, type ProcessIdentity } from "../broker/process_identity.js";
+import {
+  type IsAlive,
+  isAlive,
+  isOfThisHost,
+  ownIdentity,
+  type ProcessIdentity,
+} from "../broker/process_identity.js";
+import { nodeRuntime, type Runtime, sleep, type Timer, within } from "../broker/runtime.js";
 import { messageOf } from "../volume/errors.js";
 import { DialRefused, look } from "./dial.js";
 
@@ -21,8 +27,36 @@ const probeLimitMs = 2000;
 const pollMs = 50;
 const probeEveryMs = 3000;
 
+/** What is used of a child process. */
+export interface ServerProcess extends Pick<ChildProcess, "pid" | "kill" | "unref"> {
+  readonly stdin: {
+    on(event: "error", listener: () => void): unknown;
+    write(text: string): unknown;
+    end(): unknown;
+    destroy(): unknown;
+  } | null;
+  once(event: "error", listener: (error: Error) => void): unknown;
+  once(event: "exit", listener: (status: number | null, signal: NodeJS.Signals | null) => void): unknown;
+}
+
 /** Starts `csnap serve VOLUME --standby`; its standard input takes the order. */
-export type ServerLauncher = (volume: string) => ChildProcess;
+export type ServerLauncher = (volume: string) => ServerProcess;
+
+/** The host as its agent meets it. */
+export interface AgentHost {
+  readonly self: ProcessIdentity;
+  readonly isAlive: IsAlive;
+  /** Throws if there is no such process. */
+  readonly signal: (pid: number, signal: NodeJS.Signals) => void;
+  /** dial.ts: whether a server answers, and what */
+  readonly look: typeof look;
+  readonly runtime: Runtime;
+}
+
+function thisHost(): AgentHost {
+  const signal = (pid: number, name: NodeJS.Signals) => void process.kill(pid, name);
+  return { self: ownIdentity(), isAlive, signal, look, runtime: nodeRuntime };
+}
 
 /** `program`: node and csnap's script, with the global options of this agent. */
 export function launcher(program: readonly string[], env: NodeJS.ProcessEnv): ServerLauncher {
@@ -32,7 +66,7 @@ export function launcher(program: readonly string[], env: NodeJS.ProcessEnv): Se
 }
 
 interface Spare {
-  readonly process: ChildProcess;
+  readonly process: ServerProcess;
   readonly ended: Promise<string>;
 }
 
@@ -44,14 +78,15 @@ export class HostServers implements InstanceAgent {
   private readonly spares = new Map<string, Spare>();
   private readonly running = new Map<string, Running>();
   private closed = false;
-  private readonly timer: NodeJS.Timeout;
+  private readonly timer: Timer;
 
   constructor(
     private readonly broker: Broker,
     private readonly launch: ServerLauncher,
     private readonly log: (line: string) => void,
+    private readonly host: AgentHost = thisHost(),
   ) {
-    this.timer = setInterval(() => this.probeAll(), probeEveryMs);
+    this.timer = host.runtime.every(probeEveryMs, () => this.probeAll());
   }
 
   prepare(service: string): void {
@@ -99,9 +134,14 @@ export class HostServers implements InstanceAgent {
     const server = this.running.get(order.instance);
     if (!server) return this.stopOrphan(order, graceMs);
     server.process.kill("SIGTERM");
-    if (await within(server.ended, graceMs)) return "stopped";
+    if (await this.endsWithin(server, graceMs)) return "stopped";
     server.process.kill("SIGKILL");
-    return (await within(server.ended, killLimitMs)) ? "dead" : "unknown";
+    return (await this.endsWithin(server, killLimitMs)) ? "dead" : "unknown";
+  }
+
+  private endsWithin({ ended }: Running, limitMs: number): Promise<boolean> {
+    const end = ended.then(() => true);
+    return within(this.host.runtime, limitMs, end, () => false);
   }
 
   /** One that a former agent started: known by the broker's record. */
@@ -113,14 +153,35 @@ export class HostServers implements InstanceAgent {
     if (view?.instance !== instance || !view.holder) return "unknown";
     const { host, machine, bootId: boot_id, pid, startTime: start_time } = view.holder;
     const process = { host, machine, boot_id, pid, start_time };
-    if (!isOfThisHost(process, ownIdentity())) return "unknown";
+    if (!isOfThisHost(process, this.host.self)) return "unknown";
     for (const [signal, limitMs, outcome] of [
       ["SIGTERM", graceMs, "stopped"],
       ["SIGKILL", killLimitMs, "dead"],
     ] as const) {
-      if (await signalled(process, signal, limitMs)) return outcome;
+      if (await this.signalled(process, signal, limitMs)) return outcome;
     }
     return "unknown";
+  }
+
+  /** Whether the process is gone within the limit. */
+  private async signalled(
+    identity: ProcessIdentity,
+    signal: NodeJS.Signals,
+    limitMs: number,
+  ): Promise<boolean> {
+    const { isAlive, runtime } = this.host;
+    const endMs = runtime.monotonicMs() + limitMs;
+    if (!(await isAlive(identity))) return true;
+    try {
+      this.host.signal(identity.pid, signal);
+    } catch {
+      // Gone between the two.
+    }
+    while (runtime.monotonicMs() < endMs) {
+      if (!(await isAlive(identity))) return true;
+      await sleep(runtime, pollMs);
+    }
+    return false;
   }
 
   async probe({ service, instance }: StartOrder): Promise<boolean> {
@@ -128,7 +189,7 @@ export class HostServers implements InstanceAgent {
     if (view?.instance !== instance || !view.address) return true;
     const [uri] = view.address.uris;
     if (uri === undefined) return true;
-    return look({ uri, exportName: service, limitMs: probeLimitMs }).then(
+    return this.host.look({ uri, exportName: service, limitMs: probeLimitMs }).then(
       () => true,
       // A refusal (TLS, access rules) is an answer.
       (error: unknown) => error instanceof DialRefused,
@@ -153,39 +214,11 @@ export class HostServers implements InstanceAgent {
   /** Spares end; servers go on (AS1). */
   close(): void {
     this.closed = true;
-    clearInterval(this.timer);
+    this.timer.cancel();
     for (const { process } of this.spares.values()) process.stdin?.end();
     for (const { process } of this.running.values()) {
       process.stdin?.destroy();
       process.unref();
     }
   }
-}
-
-async function within(ended: Promise<string>, limitMs: number): Promise<boolean> {
-  const limit = new AbortController();
-  const late = sleep(limitMs, false, { signal: limit.signal }).catch(() => false);
-  const isEnded = await Promise.race([ended.then(() => true), late]);
-  limit.abort();
-  return isEnded;
-}
-
-/** Whether the process is gone within the limit. */
-async function signalled(
-  identity: ProcessIdentity,
-  signal: NodeJS.Signals,
-  limitMs: number,
-): Promise<boolean> {
-  const end = performance.now() + limitMs;
-  if (!(await isAlive(identity))) return true;
-  try {
-    process.kill(identity.pid, signal);
-  } catch {
-    // Gone between the two.
-  }
-  while (performance.now() < end) {
-    if (!(await isAlive(identity))) return true;
-    await sleep(pollMs);
-  }
-  return false;
 }

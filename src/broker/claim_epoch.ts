@@ -2,7 +2,6 @@
 //
 // CE1 What is claimed is what the store is then stamped with (OpenVolumeOptions.epoch): the core
 //     refuses an epoch that is not above its own, so a claim made by an older look stamps nothing.
-import { randomUUID } from "node:crypto";
 import type { NativeBinding } from "../native.js";
 import type { VolumeDefinition } from "../volume/definition.js";
 import { explain } from "../volume/open.js";
@@ -11,10 +10,10 @@ import type { Broker, ClaimOptions, Epoch, Grant } from "./broker.js";
 /** The epoch for the next opening of the store: above the broker's and the superblock's. */
 export async function claimEpoch(
   broker: Broker,
-  native: NativeBinding,
+  native: Pick<NativeBinding, "readStore">,
   definition: VolumeDefinition,
   purpose: ClaimOptions["purpose"],
-  instance: string = randomUUID(),
+  instance: string,
 ): Promise<Grant> {
   let storeEpoch: Epoch;
   try {

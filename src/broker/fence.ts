@@ -57,3 +57,5 @@ export function runFence(command: string, target: FenceTarget): Promise<string |
     });
   });
 }
+
+export type Fence = typeof runFence;

@@ -6,13 +6,12 @@
 // LK2 The deadline only moves by what a renewal confirmed (HeldLease). A renewal thread that fails
 //     moves nothing: the grant ends by itself.
 // LK3 end() resolves after the thread's last word to the storage, so that what follows is the last.
-import { once } from "node:events";
-import { Worker } from "node:worker_threads";
 import type { NativeBinding } from "../native.js";
 import { type BoottimeClock, boottimeMs } from "./clock.js";
 import { defaultTiming, type LeaseTiming } from "./lease.js";
 import type { ProcessIdentity } from "./process_identity.js";
 import type { ServiceRecord } from "./record.js";
+import { nodeRuntime, type Runtime, type Timer, within } from "./runtime.js";
 import type { ClaimTerms } from "./transitions.js";
 
 /** One process's hold of a slot. */
@@ -55,36 +54,55 @@ export interface LeaseKeeper {
   begin(): StartedLease;
 }
 
-/** What the renewal thread starts with. */
-export interface RenewalSetup {
-  readonly url: string;
+/** What a renewal needs to know of its grant, and whom to tell. */
+export interface RenewalJob {
   readonly term: HeldTerm;
   readonly timing: LeaseTiming;
   readonly claimSentMs: number;
-  /** Float64: the deadline */
-  readonly deadline: SharedArrayBuffer;
   readonly gate: number | undefined;
+  /** The record is another's, or the renewals have failed. */
+  readonly lost: (why: string) => void;
 }
 
-export type ToRenewal =
-  | { readonly kind: "end" }
-  /** the record is missing: as the grant knows it */
-  | { readonly kind: "restore"; readonly record: ServiceRecord };
-export type FromRenewal = { readonly kind: "lost"; readonly why: string };
+/** Renewals (renewal.ts) that go on beside this event loop. */
+export interface RunningRenewal {
+  /** as the last renewal confirmed it, the claim before the first: CLOCK_BOOTTIME in ms */
+  validUntilMs(): number;
+  restore(record: ServiceRecord): void;
+  end(): void;
+  /** Resolves after its last word to the storage; never rejects. */
+  readonly ended: Promise<void>;
+  /** Ends it where it stands. */
+  cut(): void;
+}
+
+export type StartRenewal = (job: RenewalJob) => RunningRenewal;
 
 const endLimitMs = 2000;
 
 /** The calls of the addon that a lease needs. */
 export type NativeGates = Pick<NativeBinding, "createGate" | "extendGate" | "shutGate" | "boottimeMs">;
 
-export class ThreadLeaseKeeper implements LeaseKeeper {
-  /** @param native without it there is no gate: of use where nothing is served */
-  constructor(
-    private readonly url: string,
-    private readonly native: NativeGates | undefined,
-    private readonly timing: LeaseTiming = defaultTiming,
-    private readonly clock: BoottimeClock = native ? () => native.boottimeMs() : boottimeMs,
-  ) {}
+export interface LeaseKeeperParts {
+  readonly startRenewal: StartRenewal;
+  /** without it there is no gate: of use where nothing is served */
+  readonly native?: NativeGates | undefined;
+  readonly timing?: LeaseTiming;
+  readonly runtime?: Runtime;
+  readonly clock?: BoottimeClock;
+}
+
+export class RenewingLeaseKeeper implements LeaseKeeper {
+  private readonly clock: BoottimeClock;
+  private readonly timing: LeaseTiming;
+  private readonly runtime: Runtime;
+
+  constructor(private readonly parts: LeaseKeeperParts) {
+    const { native, timing = defaultTiming, runtime = nodeRuntime } = parts;
+    this.clock = parts.clock ?? (native ? () => native.boottimeMs() : boottimeMs);
+    this.timing = timing;
+    this.runtime = runtime;
+  }
 
   begin(): StartedLease {
     let claimSentMs = this.clock();
@@ -93,90 +111,79 @@ export class ThreadLeaseKeeper implements LeaseKeeper {
       sent: () => {
         claimSentMs = this.clock();
       },
-      keep: (term, lost) => new ThreadPulse(this.setup(term, claimSentMs), this.native, this.clock, lost),
+      keep: (term, lost) => this.keep(term, claimSentMs, lost),
     };
   }
 
-  private setup(term: HeldTerm, claimSentMs: number): RenewalSetup {
-    const { url, timing, native } = this;
-    const deadline = new SharedArrayBuffer(8);
-    new Float64Array(deadline)[0] = claimSentMs + timing.grantMs;
+  private keep(term: HeldTerm, claimSentMs: number, lost: (why: string) => void): LeasePulse {
+    const { native, startRenewal } = this.parts;
+    const { timing, clock, runtime } = this;
     const gate = native?.createGate();
     if (gate !== undefined) native?.extendGate(gate, claimSentMs + timing.grantMs);
-    return { url, term, timing, claimSentMs, deadline, gate };
+    const start = (lose: (why: string) => void) =>
+      startRenewal({ term, timing, claimSentMs, gate, lost: lose });
+    return new Pulse(start, gate, { native, clock, runtime, lost });
   }
 }
 
-class ThreadPulse implements LeasePulse {
-  readonly gate: number | undefined;
-  private readonly worker: Worker;
-  private readonly exited: Promise<unknown>;
-  private readonly deadline: Float64Array;
-  private watchdog: NodeJS.Timeout | undefined;
+interface PulseParts {
+  readonly native: NativeGates | undefined;
+  readonly clock: BoottimeClock;
+  readonly runtime: Runtime;
+  readonly lost: (why: string) => void;
+}
+
+class Pulse implements LeasePulse {
+  private readonly renewal: RunningRenewal;
+  private watchdog: Timer | undefined;
   private ended = false;
 
   constructor(
-    setup: RenewalSetup,
-    private readonly native: NativeGates | undefined,
-    private readonly clock: BoottimeClock,
-    private readonly lost: (why: string) => void,
+    start: (lose: (why: string) => void) => RunningRenewal,
+    readonly gate: number | undefined,
+    private readonly parts: PulseParts,
   ) {
-    this.gate = setup.gate;
-    this.deadline = new Float64Array(setup.deadline);
-    this.worker = new Worker(new URL("./renewal_worker.js", import.meta.url), {
-      name: "csnap-renewal",
-      workerData: setup,
-    });
-    this.exited = once(this.worker, "exit").catch(() => {});
-    this.worker.on("message", ({ why }: FromRenewal) => this.lose(why));
-    this.worker.on("error", (error) => this.lose(`its renewal failed: ${error.message}`));
-    this.worker.unref();
+    this.renewal = start((why) => this.lose(why));
     this.watch();
   }
 
   validUntilMs(): number {
-    return this.deadline[0] ?? Number.NEGATIVE_INFINITY;
+    return this.renewal.validUntilMs();
   }
 
   restore(record: ServiceRecord): void {
-    this.post({ kind: "restore", record });
-  }
-
-  private post(message: ToRenewal): void {
-    this.worker.postMessage(message);
+    this.renewal.restore(record);
   }
 
   /** The gate has shut by then; this tells the server, which then ends. */
   private watch(): void {
-    const leftMs = this.validUntilMs() - this.clock();
+    const leftMs = this.validUntilMs() - this.parts.clock();
     if (leftMs <= 0) {
       this.lose("its grant was not renewed in time: the broker did not answer, or this host stood still");
       return;
     }
-    this.watchdog = setTimeout(() => this.watch(), leftMs + 1);
-    this.watchdog.unref();
+    this.watchdog = this.parts.runtime.afterIfAlive(leftMs + 1, () => this.watch());
   }
 
   private lose(why: string): void {
     if (this.ended) return;
     this.ended = true;
     this.shut();
-    this.post({ kind: "end" });
-    this.lost(why);
+    this.renewal.end();
+    this.parts.lost(why);
   }
 
   async end(): Promise<void> {
     this.ended = true;
-    clearTimeout(this.watchdog);
-    this.post({ kind: "end" });
-    const limit = setTimeout(() => void this.worker.terminate(), endLimitMs);
-    await this.exited;
-    clearTimeout(limit);
+    this.watchdog?.cancel();
+    this.renewal.end();
+    await within(this.parts.runtime, endLimitMs, this.renewal.ended, () => this.renewal.cut());
+    await this.renewal.ended;
     this.shut();
   }
 
   private shut(): void {
-    clearTimeout(this.watchdog);
-    if (this.gate !== undefined) this.native?.shutGate(this.gate);
+    this.watchdog?.cancel();
+    if (this.gate !== undefined) this.parts.native?.shutGate(this.gate);
   }
 }

@@ -10,7 +10,7 @@
 //     is left out.
 import { type BoottimeClock, boottimeMs } from "./clock.js";
 import { Silence, silenceMs } from "./lease.js";
-import { isAlive, isOfThisHost, type ProcessIdentity } from "./process_identity.js";
+import { type IsAlive, isAlive, isOfThisHost, type ProcessIdentity } from "./process_identity.js";
 import type { Fencing, RegisteredAgent, ServiceRecord, Slot } from "./record.js";
 
 export type Life = "alive" | "gone" | "silent";
@@ -52,6 +52,7 @@ export class SilenceLiveness implements Liveness {
   constructor(
     private readonly self: ProcessIdentity,
     private readonly clock: BoottimeClock = boottimeMs,
+    private readonly isProcessAlive: IsAlive = isAlive,
   ) {}
 
   async holder(service: string, { slot, epoch }: ServiceRecord): Promise<HolderLife> {
@@ -59,7 +60,8 @@ export class SilenceLiveness implements Liveness {
     const heard = entry(this.holders, service).saw(signOf(slot, epoch), now);
     const { holder, beat } = slot;
     if (holder === null) return { life: "gone" };
-    if (isOfThisHost(holder, this.self)) return { life: (await isAlive(holder)) ? "alive" : "gone" };
+    if (isOfThisHost(holder, this.self))
+      return { life: (await this.isProcessAlive(holder)) ? "alive" : "gone" };
     // One without a lease never ends by itself.
     if (!beat) return { life: "alive" };
     const waitMs = silenceMs(beat.grant_ms);
@@ -72,7 +74,7 @@ export class SilenceLiveness implements Liveness {
   }
 
   async agent(service: string, { id, process, beat }: RegisteredAgent): Promise<boolean> {
-    if (isOfThisHost(process, this.self)) return isAlive(process);
+    if (isOfThisHost(process, this.self)) return this.isProcessAlive(process);
     return entry(this.agents, `${service} ${id}`).saw(String(beat), this.clock()) < agentSilenceMs;
   }
 }

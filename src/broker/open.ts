@@ -5,10 +5,11 @@ import type { Directories } from "../volume/paths.js";
 import type { Broker } from "./broker.js";
 import { EtcdRecords } from "./etcd_records.js";
 import { FileRecords } from "./file_records.js";
-import { type NativeGates, ThreadLeaseKeeper } from "./lease_keeper.js";
+import { type NativeGates, RenewingLeaseKeeper } from "./lease_keeper.js";
 import { SilenceLiveness } from "./liveness.js";
 import { ownIdentity } from "./process_identity.js";
 import { RecordBroker } from "./record_broker.js";
+import { startRenewalThread } from "./renewal_thread.js";
 
 export const defaultBrokerUrl = "local:";
 
@@ -31,7 +32,7 @@ export function openBroker(
       reach: "cluster",
       self,
       liveness: new SilenceLiveness(self),
-      leases: new ThreadLeaseKeeper(url, native),
+      leases: new RenewingLeaseKeeper({ startRenewal: (job) => startRenewalThread(url, job), native }),
     });
   }
   const what = scheme === "local" ? "has nothing behind the colon" : "is not known to this csnap";

@@ -73,6 +73,8 @@ export async function isAlive(identity: ProcessIdentity): Promise<boolean> {
   }
 }
 
+export type IsAlive = typeof isAlive;
+
 /** Of proc_pid_stat(5): the name in field 2 may hold blanks and parentheses. */
 function parseStat(text: string): { readonly state: string; readonly startTime: string } | undefined {
   const fields = text.slice(text.lastIndexOf(")") + 2).split(" ");

@@ -68,7 +68,8 @@ export interface Versioned {
   readonly record: ServiceRecord;
 }
 
-export function vacantSlot(reason: string, retryAt: string | null = null): Slot {
+/** @param at ISO 8601 */
+export function vacantSlot(reason: string, at: string, retryAt: string | null = null): Slot {
   return {
     state: "vacant",
     instance: "",
@@ -77,7 +78,7 @@ export function vacantSlot(reason: string, retryAt: string | null = null): Slot 
     beat: null,
     ordered: false,
     address: null,
-    since: new Date().toISOString(),
+    since: at,
     reason,
     suspect: null,
     retry_at: retryAt,
@@ -86,8 +87,9 @@ export function vacantSlot(reason: string, retryAt: string | null = null): Slot 
   };
 }
 
-export function newRecord(spec: ServiceSpec | null): ServiceRecord {
-  return { spec, admin: "enabled", epoch: 0n, slot: vacantSlot("never served"), agents: [] };
+/** @param at ISO 8601 */
+export function newRecord(spec: ServiceSpec | null, at: string): ServiceRecord {
+  return { spec, admin: "enabled", epoch: 0n, slot: vacantSlot("never served", at), agents: [] };
 }
 
 const magic = "csnap-broker";

@@ -7,7 +7,6 @@
 // RB2 A holder that died is recognised by its process; its address is withdrawn by whoever looks, and
 //     its slot taken by the next claim at once. One on another host that is silent is not (TR3).
 // RB3 Nothing here waits on the caller's turn (BR1): storage is only touched asynchronously.
-import { setTimeout as sleep } from "node:timers/promises";
 import { CsnapError, messageOf } from "../volume/errors.js";
 import { AgentRunner } from "./agent_runner.js";
 import type {
@@ -24,12 +23,14 @@ import type {
   ServiceView,
   Ticket,
 } from "./broker.js";
+import { type Fence, runFence } from "./fence.js";
 import type { LeaseKeeper } from "./lease_keeper.js";
 import { type HolderLife, KernelLiveness, type Liveness } from "./liveness.js";
 import { ownIdentity, type ProcessIdentity } from "./process_identity.js";
 import { newRecord, type ServiceRecord, type Versioned } from "./record.js";
 import { RecordGrant } from "./record_grant.js";
 import type { RecordStore } from "./records.js";
+import { nodeRuntime, type Runtime, sleep, wallText } from "./runtime.js";
 import { aliveAgents, ServiceFeed, type Sight } from "./service_feed.js";
 import { stateOf, viewOf, whyNotValid } from "./sight.js";
 import { type Reach, specProblem } from "./spec_rules.js";
@@ -62,11 +63,15 @@ export interface RecordBrokerOptions {
   readonly liveness?: Liveness;
   /** where grants end in time: what renews them */
   readonly leases?: LeaseKeeper;
+  readonly runtime?: Runtime;
+  readonly fence?: Fence;
 }
 
 export class RecordBroker implements Broker {
   readonly self: ProcessIdentity;
   readonly leases: LeaseKeeper | undefined;
+  readonly runtime: Runtime;
+  readonly runFence: Fence;
   private readonly store: RecordStore;
   private readonly liveness: Liveness;
   private readonly reach: Reach;
@@ -76,12 +81,22 @@ export class RecordBroker implements Broker {
   private held = 0;
   private closing = false;
 
-  constructor({ store, reach, self = ownIdentity(), liveness, leases }: RecordBrokerOptions) {
+  constructor({
+    store,
+    reach,
+    self = ownIdentity(),
+    liveness,
+    leases,
+    runtime = nodeRuntime,
+    fence = runFence,
+  }: RecordBrokerOptions) {
     this.store = store;
     this.reach = reach;
     this.self = self;
     this.liveness = liveness ?? new KernelLiveness();
     this.leases = leases;
+    this.runtime = runtime;
+    this.runFence = fence;
   }
 
   get state(): BrokerState {
@@ -100,7 +115,7 @@ export class RecordBroker implements Broker {
       return ticket;
     }
     this.change(spec.service, (found) => {
-      const record = found.record ?? newRecord(null);
+      const record = found.record ?? newRecord(null, found.at);
       const conflict = specConflict(found, spec);
       if (conflict) return { value: conflict };
       return { record: { ...record, spec }, value: undefined };
@@ -123,12 +138,12 @@ export class RecordBroker implements Broker {
       return undefined;
     });
     if (deadlineMs === undefined) return ticket;
-    const timer = setTimeout(() => {
+    const timer = this.runtime.after(deadlineMs, () => {
       if (ticket.current.type === "address") return;
       const detail = `${service} has no server after ${deadlineMs / 1000} s: \`csnap volume explain ${service}\` says why`;
       ticket.set({ type: "failed", code: "DEADLINE", detail, final: true });
-    }, deadlineMs);
-    ticket.whenEnded(() => clearTimeout(timer));
+    });
+    ticket.whenEnded(() => timer.cancel());
     return ticket;
   }
 
@@ -160,7 +175,7 @@ export class RecordBroker implements Broker {
     const record = await this.change<ServiceRecord | CsnapError>(service, (found) => {
       // Of several attempts the last may be the one that is stored, so its time counts (LS2).
       started?.sent();
-      const behind = behindStore(service, found.record, options);
+      const behind = behindStore(service, found, options);
       if (behind) return { ...(behind.record && { record: behind.record }), value: behind.error };
       const next = claimed(service, found, options, this.self, started?.terms);
       return { record: next, value: next };
@@ -206,7 +221,7 @@ export class RecordBroker implements Broker {
       if (!found.record?.spec) return { value: undefined };
       if (isHeld(found)) throw heldError(service, found.record, found.life);
       const { epoch, agents } = found.record;
-      return { record: { ...newRecord(null), epoch, agents }, value: undefined };
+      return { record: { ...newRecord(null, found.at), epoch, agents }, value: undefined };
     });
   }
 
@@ -218,7 +233,7 @@ export class RecordBroker implements Broker {
     await this.change(service, (found) => {
       if (!found.record?.spec) throw undeclared(service);
       if (isHeld(found)) throw heldError(service, found.record, found.life);
-      return { record: adoptedEpoch(found.record, storeEpoch), value: undefined };
+      return { record: adoptedEpoch(found.record, storeEpoch, found.at), value: undefined };
     });
   }
 
@@ -263,7 +278,7 @@ export class RecordBroker implements Broker {
         ? await this.liveness.holder(service, found.record)
         : { life: "gone" };
       if (lookAgainMs === undefined || !sameSign(found, first)) return found;
-      await sleep(Math.min(lookAgainMs, observeEveryMs));
+      await sleep(this.runtime, Math.min(lookAgainMs, observeEveryMs));
     }
   }
 
@@ -277,7 +292,12 @@ export class RecordBroker implements Broker {
       const { life, fencingMs }: HolderLife = found
         ? await this.liveness.holder(service, found.record)
         : { life: "gone" };
-      const { record, value } = edit({ record: found?.record, life, fencingMs });
+      const { record, value } = edit({
+        record: found?.record,
+        life,
+        fencingMs,
+        at: wallText(this.runtime),
+      });
       if (!record) return value;
       if (!(await this.store.swap(service, found, await this.tidied(service, record)))) continue;
       this.feeds.get(service)?.look();
@@ -288,7 +308,7 @@ export class RecordBroker implements Broker {
 
   /** Listens to the service's feed until the returned function is called. */
   listen(service: string, listener: Parameters<ServiceFeed["add"]>[0]): () => void {
-    const feed = this.feeds.get(service) ?? new ServiceFeed(service, this.store, this.liveness);
+    const feed = this.feeds.get(service) ?? new ServiceFeed(service, this.store, this.liveness, this.runtime);
     this.feeds.set(service, feed);
     const remove = feed.add(listener);
     return () => {
@@ -307,7 +327,7 @@ export class RecordBroker implements Broker {
   }
 
   private newTicket(service: string): LiveTicket {
-    const ticket = new LiveTicket(service);
+    const ticket = new LiveTicket(service, this.runtime);
     this.tickets.add(ticket);
     ticket.whenEnded(() => this.tickets.delete(ticket));
     return ticket;
@@ -321,7 +341,7 @@ export class RecordBroker implements Broker {
           ticket.pass({ type: "resync", view: sight.found?.record.spec ? viewOf(sight) : undefined });
         const detail = conflict(sight);
         if (detail !== undefined) ticket.set({ type: "failed", code: "SPEC_CONFLICT", detail, final: true });
-        else ticket.set(stateOf(service, sight), whyNotValid(sight));
+        else ticket.set(stateOf(service, sight, this.runtime.wallMs()), whyNotValid(sight));
       },
       // An address that was told may well be right: what is known stays, the broker's state is told.
       failed: (error) => {

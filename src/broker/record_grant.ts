@@ -45,16 +45,16 @@ export class RecordGrant implements Grant {
   }
 
   async publish(address: Address): Promise<void> {
-    this.known = await this.broker.change(this.service, ({ record }) => {
+    this.known = await this.broker.change(this.service, ({ record, at }) => {
       const own = record ?? this.remembered;
       if (!ownSlot(own, this.instance, this.epoch)) throw fencedError(this.service, this.epoch, own);
-      const next = published(own, address);
+      const next = published(own, address, at);
       return { record: next, value: next };
     });
   }
 
   async withdraw(reason: string): Promise<void> {
-    const record = await this.changeOwn((found) => withdrawn(found, reason));
+    const record = await this.changeOwn((own, at) => withdrawn(own, reason, at));
     if (typeof record === "object") this.known = record;
   }
 
@@ -87,7 +87,7 @@ export class RecordGrant implements Grant {
     // Not before its last renewal has ended: the record is released as the last act.
     await this.pulse?.end();
     try {
-      await this.changeOwn((found) => released(found, "stopped in order", failure));
+      await this.changeOwn((own, at) => released(own, "stopped in order", failure, at));
     } finally {
       this.letGo();
     }
@@ -98,11 +98,13 @@ export class RecordGrant implements Grant {
   }
 
   /** 'lost' where the slot is another term's. */
-  private changeOwn(edit: (record: ServiceRecord) => ServiceRecord): Promise<ServiceRecord | "lost"> {
-    return this.broker.change<ServiceRecord | "lost">(this.service, ({ record }) => {
+  private changeOwn(
+    edit: (record: ServiceRecord, at: string) => ServiceRecord,
+  ): Promise<ServiceRecord | "lost"> {
+    return this.broker.change<ServiceRecord | "lost">(this.service, ({ record, at }) => {
       const own = record ?? this.remembered;
       if (!ownSlot(own, this.instance, this.epoch)) return { value: "lost" };
-      const next = edit(own);
+      const next = edit(own, at);
       return { record: next, value: next };
     });
   }

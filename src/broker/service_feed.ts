@@ -11,6 +11,7 @@ import type { BrokerState } from "./broker.js";
 import type { HolderLife, Life, Liveness } from "./liveness.js";
 import type { RegisteredAgent, Versioned } from "./record.js";
 import type { RecordStore } from "./records.js";
+import { type Runtime, type Timer, wallText } from "./runtime.js";
 
 const pollMs = 2000;
 /** A look takes a millisecond or two; one that takes this long says that the storage hangs. */
@@ -22,6 +23,8 @@ export interface Sight {
   /** of the slot's holder; gone where there is none */
   readonly holder: Life;
   readonly fencingMs?: number | undefined;
+  /** ISO 8601: when, by this host's wall clock */
+  readonly at: string;
   /** hosts of the registered agents that live */
   readonly agents: readonly string[];
 }
@@ -36,8 +39,8 @@ export interface FeedListener {
 export class ServiceFeed {
   private readonly listeners = new Set<FeedListener>();
   private endWatch: (() => void) | undefined;
-  private lookAgain: NodeJS.Timeout | undefined;
-  private poll: NodeJS.Timeout | undefined;
+  private lookAgain: Timer | undefined;
+  private poll: Timer | undefined;
   private looking: Promise<void> | undefined;
   private isStale = false;
   private last: Sight | undefined;
@@ -49,6 +52,7 @@ export class ServiceFeed {
     readonly service: string,
     private readonly store: RecordStore,
     private readonly liveness: Liveness,
+    private readonly runtime: Runtime,
   ) {}
 
   get state(): BrokerState {
@@ -63,12 +67,14 @@ export class ServiceFeed {
   add(listener: FeedListener): () => void {
     this.listeners.add(listener);
     if (!this.poll) {
-      this.poll = setInterval(() => this.look(), pollMs);
+      this.poll = this.runtime.every(pollMs, () => this.look());
       this.endWatch = this.store.watch(this.service, () => this.look());
-      setImmediate(() => this.look());
+      this.runtime.soon(() => this.look());
     } else if (this.last) {
       const sight = this.last;
-      setImmediate(() => this.listeners.has(listener) && listener.seen(sight, false));
+      this.runtime.soon(() => {
+        if (this.listeners.has(listener)) listener.seen(sight, false);
+      });
     }
     return () => this.listeners.delete(listener);
   }
@@ -80,8 +86,8 @@ export class ServiceFeed {
   end(): void {
     this.ended = true;
     this.listeners.clear();
-    clearInterval(this.poll);
-    clearTimeout(this.lookAgain);
+    this.poll?.cancel();
+    this.lookAgain?.cancel();
     this.endWatch?.();
   }
 
@@ -92,12 +98,11 @@ export class ServiceFeed {
       this.isStale = true;
       return;
     }
-    const late = setTimeout(
-      () => this.setState("degraded", `the records of ${this.service} do not answer`),
-      lateMs,
+    const late = this.runtime.after(lateMs, () =>
+      this.setState("degraded", `the records of ${this.service} do not answer`),
     );
     this.looking = this.lookOnce().finally(() => {
-      clearTimeout(late);
+      late.cancel();
       this.looking = undefined;
       if (!this.isStale) return;
       this.isStale = false;
@@ -112,10 +117,10 @@ export class ServiceFeed {
         ? await this.liveness.holder(this.service, found.record)
         : { life: "gone" };
       const agents = await aliveAgents(this.liveness, this.service, found?.record.agents ?? []);
-      clearTimeout(this.lookAgain);
+      this.lookAgain?.cancel();
       if (lookAgainMs !== undefined && !this.ended)
-        this.lookAgain = setTimeout(() => this.look(), lookAgainMs);
-      this.see({ found, holder: life, fencingMs, agents });
+        this.lookAgain = this.runtime.after(lookAgainMs, () => this.look());
+      this.see({ found, holder: life, fencingMs, at: wallText(this.runtime), agents });
     } catch (error) {
       if (this.ended) return;
       this.lastText = "";

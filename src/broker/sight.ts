@@ -6,7 +6,11 @@ import type { ServiceView } from "./broker.js";
 import type { Sight } from "./service_feed.js";
 import type { TicketState } from "./ticket.js";
 
-export function stateOf(service: string, { found, holder: life, agents }: Sight): TicketState {
+export function stateOf(
+  service: string,
+  { found, holder: life, agents }: Sight,
+  wallMs: number,
+): TicketState {
   if (!found?.record.spec) return { type: "pending", reason: "undefined" };
   const { slot, epoch, admin, spec } = found.record;
   const isHeld = slot.holder !== null && life === "alive";
@@ -21,7 +25,7 @@ export function stateOf(service: string, { found, holder: life, agents }: Sight)
   if (admin === "disabled") return { type: "pending", reason: "disabled" };
   if (isHeld && slot.purpose === "serve") return { type: "pending", reason: "starting" };
   if (spec.instances.min === 0 || agents.length === 0) return { type: "pending", reason: "no-agent" };
-  const isWaiting = slot.retry_at !== null && Date.parse(slot.retry_at) > Date.now();
+  const isWaiting = slot.retry_at !== null && Date.parse(slot.retry_at) > wallMs;
   return { type: "pending", reason: isWaiting ? "backoff" : "starting" };
 }
 
@@ -35,7 +39,7 @@ export function whyNotValid({ found, holder: life }: Sight): string {
 }
 
 /** The record must have a spec. */
-export function viewOf({ found, holder: life, agents }: Sight): ServiceView | undefined {
+export function viewOf({ found, holder: life, agents }: Omit<Sight, "at">): ServiceView | undefined {
   const spec = found?.record.spec;
   if (!found || !spec) return undefined;
   const { slot, epoch, admin } = found.record;

@@ -8,6 +8,7 @@
 // TI3 An address of a smaller epoch than one set before is not told (F4).
 // TI4 After end() nothing is delivered.
 import type { BrokerEvent, Epoch, Ticket } from "./broker.js";
+import type { Runtime } from "./runtime.js";
 
 type AddressEvent = Extract<BrokerEvent, { type: "address" }>;
 type Passing = Extract<BrokerEvent, { type: "resync" | "broker" }>;
@@ -34,7 +35,10 @@ export class LiveTicket implements Ticket {
 
   private readonly onEnd: (() => void)[] = [];
 
-  constructor(readonly service: string) {}
+  constructor(
+    readonly service: string,
+    private readonly runtime: Pick<Runtime, "soon">,
+  ) {}
 
   /** Called once, when the ticket ends or has ended. */
   whenEnded(call: () => void): void {
@@ -90,7 +94,7 @@ export class LiveTicket implements Ticket {
   private schedule(listener: Listener): void {
     if (listener.scheduled) return;
     listener.scheduled = true;
-    setImmediate(() => {
+    this.runtime.soon(() => {
       listener.scheduled = false;
       for (const event of this.due(listener)) {
         if (this.ended || !this.listeners.has(listener)) return;

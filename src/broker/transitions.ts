@@ -22,6 +22,8 @@ export interface Found {
   readonly life: Life;
   /** of HolderLife */
   readonly fencingMs?: number | undefined;
+  /** ISO 8601: when, by this host's wall clock */
+  readonly at: string;
 }
 
 /** Somebody has the slot and may still act, or is not known to have stopped (TR3). */
@@ -42,7 +44,7 @@ export function claimed(
   self: ProcessIdentity,
   terms?: ClaimTerms,
 ): ServiceRecord {
-  const record = found.record ?? newRecord(null);
+  const record = found.record ?? newRecord(null, found.at);
   const { slot, admin } = record;
   const spec = record.spec ?? defaultSpec(service, options.volumeUuid);
   if (spec.volumeUuid !== options.volumeUuid) throw otherVolume(service, spec, options.volumeUuid);
@@ -62,7 +64,14 @@ export function claimed(
     ...record,
     spec,
     epoch: adopted ? record.epoch : next(record.epoch, options.storeEpoch),
-    slot: claimedSlot(options.instance, self, options.purpose, claimReason(slot, found), beat),
+    slot: claimedSlot({
+      instance: options.instance,
+      holder: self,
+      purpose: options.purpose,
+      reason: claimReason(slot, found),
+      beat,
+      since: found.at,
+    }),
   };
 }
 
@@ -81,14 +90,14 @@ export function renewed(record: ServiceRecord, seq: number): ServiceRecord {
 }
 
 /** TR3: an administrator knows that the silent holder's host can't write any more. */
-export function fenceConfirmed(service: string, { record, life }: Found, who: string): ServiceRecord {
+export function fenceConfirmed(service: string, { record, life, at }: Found, who: string): ServiceRecord {
   if (!record || life !== "silent" || !record.slot.holder)
     throw new CsnapError(
       "INVALID_ARGUMENT",
       `${service}: nothing to confirm: no host that had it is silent (\`csnap volume explain ${service}\` says how it stands)`,
     );
   const { holder } = record.slot;
-  return { ...record, slot: vacantSlot(`${who} confirmed that ${holder.host} can't write any more`) };
+  return { ...record, slot: vacantSlot(`${who} confirmed that ${holder.host} can't write any more`, at) };
 }
 
 /**
@@ -97,7 +106,7 @@ export function fenceConfirmed(service: string, { record, life }: Found, who: st
  */
 export function behindStore(
   service: string,
-  record: ServiceRecord | undefined,
+  { record, at }: Pick<Found, "record" | "at">,
   { instance, storeEpoch }: ClaimOptions,
 ): { readonly error: CsnapError; readonly record?: ServiceRecord } | undefined {
   if (!record?.spec || record.spec.storeClass === "local" || storeEpoch <= record.epoch) return undefined;
@@ -106,12 +115,12 @@ export function behindStore(
     `${service}: its store was served with epoch ${storeEpoch}, and this broker knows of ${record.epoch} only: another broker may rule it; if that one is gone for good, \`csnap volume enable --adopt-epoch ${service}\``,
   );
   const isOrdered = record.slot.ordered && record.slot.instance === instance;
-  return isOrdered ? { error, record: released(record, "", error.message) } : { error };
+  return isOrdered ? { error, record: released(record, "", error.message, at) } : { error };
 }
 
-export function adoptedEpoch(record: ServiceRecord, stamped: Epoch): ServiceRecord {
+export function adoptedEpoch(record: ServiceRecord, stamped: Epoch, at: string): ServiceRecord {
   if (record.epoch >= stamped) return record;
-  return { ...record, epoch: stamped, slot: vacantSlot("an administrator adopted the store's epoch") };
+  return { ...record, epoch: stamped, slot: vacantSlot("an administrator adopted the store's epoch", at) };
 }
 
 /**
@@ -137,14 +146,14 @@ export function fencingBegun(
 
 /** TR3; `failure`: it is not confirmed. Undefined: the slot is another's by now. */
 export function fencingEnded(
-  record: ServiceRecord | undefined,
+  { record, at }: Pick<Found, "record" | "at">,
   fencing: Fencing,
   failure: string | undefined,
 ): ServiceRecord | undefined {
   const { holder } = record?.slot ?? {};
   if (!record || !holder || record.slot.fencing?.id !== fencing.id) return undefined;
   if (failure === undefined)
-    return { ...record, slot: vacantSlot(`${holder.host} was fenced by ${fencing.host}`) };
+    return { ...record, slot: vacantSlot(`${holder.host} was fenced by ${fencing.host}`, at) };
   return {
     ...record,
     slot: { ...record.slot, fencing: null, reason: `${holder.host} is not fenced: ${failure}` },
@@ -167,14 +176,12 @@ function claimReason(former: Slot, found: Found): string {
   return `starting; process ${former.holder.pid}, which had it before, is gone`;
 }
 
-export function claimedSlot(
-  instance: string,
-  holder: ProcessIdentity,
-  purpose: Slot["purpose"],
-  reason: string,
-  beat: Beat | null,
-): Slot {
-  return { ...vacantSlot(reason), state: "claimed", instance, holder, purpose, beat };
+export function claimedSlot({
+  reason,
+  since,
+  ...claim
+}: Pick<Slot, "instance" | "holder" | "purpose" | "reason" | "beat" | "since">): Slot {
+  return { ...vacantSlot(reason, since), state: "claimed", ...claim };
 }
 
 function otherVolume(service: string, spec: ServiceSpec, uuid: string): CsnapError {
@@ -223,19 +230,24 @@ export function fencedError(service: string, epoch: Epoch, record: ServiceRecord
   );
 }
 
-export function withSlot(record: ServiceRecord, change: Partial<Slot>): ServiceRecord {
-  return { ...record, slot: { ...record.slot, ...change, since: new Date().toISOString() } };
+function withSlot(record: ServiceRecord, change: Partial<Slot>): ServiceRecord {
+  return { ...record, slot: { ...record.slot, suspect: null, ...change } };
 }
 
-export function published(record: ServiceRecord, address: Address): ServiceRecord {
-  return withSlot(record, { state: "published", ordered: false, address, reason: "serving", suspect: null });
+export function published(record: ServiceRecord, address: Address, since: string): ServiceRecord {
+  return withSlot(record, { state: "published", ordered: false, address, reason: "serving", since });
 }
 
-export function withdrawn(record: ServiceRecord, reason: string): ServiceRecord {
-  return withSlot(record, { state: "claimed", address: null, reason, suspect: null });
+export function withdrawn(record: ServiceRecord, reason: string, since: string): ServiceRecord {
+  return withSlot(record, { state: "claimed", address: null, reason, since });
 }
 
-export function released(record: ServiceRecord, reason: string, failure: string | undefined): ServiceRecord {
-  const slot = { ...vacantSlot(failure ?? reason), move_to: record.slot.move_to };
+export function released(
+  record: ServiceRecord,
+  reason: string,
+  failure: string | undefined,
+  since: string,
+): ServiceRecord {
+  const slot = { ...vacantSlot(failure ?? reason, since), move_to: record.slot.move_to };
   return { ...record, slot: failure === undefined ? slot : { ...slot, state: "failed" } };
 }

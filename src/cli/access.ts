@@ -5,6 +5,7 @@
 //     use one name.
 // AC2 A store that is locked while no control socket answers is refused, not raced.
 
+import { randomUUID } from "node:crypto";
 import type { Grant } from "../broker/broker.js";
 import { claimEpoch } from "../broker/claim_epoch.js";
 import { openBroker } from "../broker/open.js";
@@ -119,7 +120,7 @@ async function claimIfKnown(
 ): Promise<Grant | undefined> {
   const broker = openBroker(context.brokerUrl, context, native);
   if ((await broker.describe(definition.name)) === undefined) return undefined;
-  return claimEpoch(broker, native, definition, "command");
+  return claimEpoch(broker, native, definition, "command", randomUUID());
 }
 
 function warnUnclean({ name, origin }: VolumeDefinition): void {

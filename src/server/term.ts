@@ -9,6 +9,7 @@
 //     be answered any more (F2).
 import { connect, type Socket } from "node:net";
 import type { Address, Epoch, Grant } from "../broker/broker.js";
+import { nodeRuntime, type Runtime, within } from "../broker/runtime.js";
 import { ClientHandshake } from "../nbd/client-handshake.js";
 import { parseNbdUri } from "../nbd/uri.js";
 import { CsnapError, messageOf } from "../volume/errors.js";
@@ -17,10 +18,15 @@ const brokerLimitMs = 2000;
 const probeLimitMs = 5000;
 const publishLimitMs = 30_000;
 
+/** Rejects, with the line that says why, unless the service's server answers there. */
+export type Probe = (service: string, uri: string) => Promise<void>;
+
 export class Term {
   constructor(
     private readonly grant: Grant,
     private readonly log: (line: string) => void,
+    private readonly probe: Probe = probeUri,
+    private readonly runtime: Runtime = nodeRuntime,
   ) {}
 
   get epoch(): Epoch {
@@ -45,12 +51,10 @@ export class Term {
 
   /** TE2 */
   async publish(address: Address): Promise<void> {
-    for (const uri of address.uris) await probe(this.grant.service, uri);
-    let timer: NodeJS.Timeout | undefined;
-    const limit = new Promise<never>((_, reject) => {
-      timer = setTimeout(() => reject(this.publishError()), publishLimitMs);
+    for (const uri of address.uris) await this.probe(this.grant.service, uri);
+    await within(this.runtime, publishLimitMs, this.grant.publish(address), () => {
+      throw this.publishError();
     });
-    await Promise.race([this.grant.publish(address), limit]).finally(() => clearTimeout(timer));
   }
 
   private publishError(): CsnapError {
@@ -62,32 +66,26 @@ export class Term {
   }
 
   withdraw(reason: string): Promise<void> {
-    return this.within("withdraw the address from", this.grant.withdraw(reason));
+    return this.tried("withdraw the address from", this.grant.withdraw(reason));
   }
 
   release(failure?: string): Promise<void> {
-    return this.within("release the term at", this.grant.release(failure));
+    return this.tried("release the term at", this.grant.release(failure));
   }
 
   /** TE3. What fails here, the next claim or look of anybody finds out: the process is gone then. */
-  private async within(what: string, work: Promise<void>): Promise<void> {
-    let timer: NodeJS.Timeout | undefined;
-    const limit = new Promise<void>((resolve) => {
-      timer = setTimeout(() => {
-        this.log(`the broker did not answer within ${brokerLimitMs / 1000} s: going on without it`);
-        resolve();
-      }, brokerLimitMs);
-    });
+  private tried(what: string, work: Promise<void>): Promise<void> {
     const done = work.catch((error: unknown) =>
       this.log(`could not ${what} the broker: ${messageOf(error)}`),
     );
-    await Promise.race([done, limit]);
-    clearTimeout(timer);
+    return within(this.runtime, brokerLimitMs, done, () =>
+      this.log(`the broker did not answer within ${brokerLimitMs / 1000} s: going on without it`),
+    );
   }
 }
 
 /** An NBD_OPT_INFO on a fresh connection. A refusal (TLS, access rules) is an answer, too. */
-function probe(service: string, uri: string): Promise<void> {
+function probeUri(service: string, uri: string): Promise<void> {
   return new Promise((resolve, reject) => {
     const handshake = new ClientHandshake("info", "");
     const socket = dial(uri);

@@ -75,7 +75,10 @@ describe("records", () => {
   });
   afterEach(() => rm(stateDir, { recursive: true, force: true }));
 
-  const numbered = (epoch: bigint): ServiceRecord => ({ ...newRecord(spec("disk1")), epoch });
+  const numbered = (epoch: bigint): ServiceRecord => ({
+    ...newRecord(spec("disk1"), "2026-01-01T00:00:00.000Z"),
+    epoch,
+  });
   const must = async (swap: Promise<Versioned | undefined>): Promise<Versioned> => {
     const made = await swap;
     if (!made) throw new Error("the swap was lost");

@@ -87,6 +87,41 @@ describe("TypeScript", () => {
     expect(wrong(found, TYPESCRIPT_STEPS)).toEqual([]);
   });
 
+  /** RT1 of src/broker/runtime.ts: these are where the outside world begins. */
+  const ADAPTERS = [
+    "clock.ts",
+    "directory_watch.ts",
+    "etcd_client.ts",
+    "etcd_records.ts",
+    "etcd_watch.ts",
+    "fence.ts",
+    "file_records.ts",
+    "process_identity.ts",
+    "renewal_thread.ts",
+    "renewal_worker.ts",
+    "runtime.ts",
+  ].map((name) => `src/broker/${name}`);
+  const TIME_OR_CHANCE =
+    /(?<![.\w])(setTimeout|setInterval|setImmediate|queueMicrotask|performance\.|Date\.now|new Date\(\)|Math\.random|random(UUID|Bytes|Int)|process\.(hrtime|nextTick)|AbortSignal\.timeout)|node:timers/;
+
+  it("asks for time and chance by the runtime only, where it must run in virtual time", () => {
+    const inVirtualTime = files.filter(
+      (file) =>
+        (file.startsWith("src/broker/") && !ADAPTERS.includes(file)) ||
+        ["src/agent/servers.ts", "src/server/term.ts"].includes(file),
+    );
+    const direct = inVirtualTime.flatMap((file) =>
+      readFileSync(join(root, file), "utf8")
+        .split("\n")
+        .flatMap((text, index) => {
+          const found = TIME_OR_CHANCE.exec(text)?.[0];
+          return found === undefined ? [] : [`${file}:${index + 1}: ${found}`];
+        }),
+    );
+    expect(inVirtualTime.length).toBeGreaterThan(20);
+    expect(direct).toEqual([]);
+  });
+
   it("loads the addon in native.ts only", () => {
     const users = files.filter((file) => /\.node\b['"]/.test(readFileSync(join(root, file), "utf8")));
     expect(users).toEqual(["src/native.ts"]);

@@ -17,6 +17,7 @@ import { spec, UUID } from "../support/broker-backend.js";
 
 const SERVICE = "disk1";
 const TERMS = { grantMs: 4000 };
+const AT = "2026-01-01T00:00:00.000Z";
 const here: ProcessIdentity = { ...ownIdentity(), host: "here" };
 /** Its number says nothing on this kernel. */
 const there: ProcessIdentity = { host: "there", machine: "m", boot_id: "another", pid: 1, start_time: "1" };
@@ -30,12 +31,12 @@ const options = (changes: Partial<ClaimOptions> = {}): ClaimOptions => ({
 });
 
 function heldBy(holder: ProcessIdentity, instance = "old"): ServiceRecord {
-  const found = { record: newRecord(spec(SERVICE)), life: "gone" as const };
+  const found = { record: newRecord(spec(SERVICE), AT), life: "gone" as const, at: AT };
   return claimed(SERVICE, found, options({ instance }), holder, TERMS);
 }
 
 const claim = (record: ServiceRecord, life: Life, changes: Partial<ClaimOptions> = {}) =>
-  claimed(SERVICE, { record, life }, options(changes), here, TERMS);
+  claimed(SERVICE, { record, life, at: AT }, options(changes), here, TERMS);
 
 describe("a slot", () => {
   it("of a holder that is gone is taken with the next epoch and a first sign", () => {
@@ -49,14 +50,14 @@ describe("a slot", () => {
     expect(() => claim(record, "silent")).toThrow(
       /^disk1: nothing is heard of there, which has epoch 1 and may still write: .*fence-confirm disk1/,
     );
-    const confirmed = fenceConfirmed(SERVICE, { record, life: "silent" }, "root on here");
+    const confirmed = fenceConfirmed(SERVICE, { record, life: "silent", at: AT }, "root on here");
     expect(confirmed.slot.reason).toBe("root on here confirmed that there can't write any more");
     expect(claim(confirmed, "gone").epoch).toBe(2n);
   });
 
   it("of one that is alive or gone has nothing to confirm", () => {
     for (const life of ["alive", "gone"] as const)
-      expect(() => fenceConfirmed(SERVICE, { record: heldBy(there), life }, "root")).toThrow(
+      expect(() => fenceConfirmed(SERVICE, { record: heldBy(there), life, at: AT }, "root")).toThrow(
         /nothing to confirm/,
       );
   });
@@ -79,20 +80,23 @@ describe("a broker that is behind the store", () => {
   it("is not believed, and an agent's next order does not wear that down", () => {
     const ordered = heldBy(here);
     const record = shared({ ...ordered, slot: { ...ordered.slot, ordered: true } });
-    const refused = behindStore(SERVICE, record, options({ instance: "old", storeEpoch: 9n }));
+    const refused = behindStore(SERVICE, { record, at: AT }, options({ instance: "old", storeEpoch: 9n }));
     expect(refused?.error.message).toMatch(/served with epoch 9, .* knows of 1 only: .*enable --adopt-epoch/);
     expect(refused?.record).toMatchObject({ epoch: 1n, slot: { state: "failed", holder: null } });
     // By hand there is nothing to stop.
     expect(
-      behindStore(SERVICE, shared(newRecord(null)), options({ storeEpoch: 9n }))?.record,
+      behindStore(SERVICE, { record: shared(newRecord(null, AT)), at: AT }, options({ storeEpoch: 9n }))
+        ?.record,
     ).toBeUndefined();
-    const adopted = adoptedEpoch(refused?.record ?? record, 9n);
+    const adopted = adoptedEpoch(refused?.record ?? record, 9n, AT);
     expect(adopted).toMatchObject({ epoch: 9n, slot: { state: "vacant" } });
-    expect(behindStore(SERVICE, adopted, options({ storeEpoch: 9n }))).toBeUndefined();
+    expect(behindStore(SERVICE, { record: adopted, at: AT }, options({ storeEpoch: 9n }))).toBeUndefined();
   });
 
   it("is believed where no other host reaches the store: its lock decides", () => {
-    expect(behindStore(SERVICE, heldBy(here), options({ storeEpoch: 9n }))).toBeUndefined();
+    expect(
+      behindStore(SERVICE, { record: heldBy(here), at: AT }, options({ storeEpoch: 9n })),
+    ).toBeUndefined();
   });
 });
 
@@ -100,11 +104,11 @@ describe("a declaration", () => {
   it("can't say that other hosts reach a store which is being served as if they did not", () => {
     const record = heldBy(here);
     const shared = { ...spec(SERVICE), storeClass: "shared-block" as const };
-    expect(specConflict({ record, life: "alive" }, shared)?.code).toBe("BUSY");
-    expect(specConflict({ record, life: "silent" }, shared)?.code).toBe("BUSY");
-    expect(specConflict({ record, life: "gone" }, shared)).toBeUndefined();
+    expect(specConflict({ record, life: "alive", at: AT }, shared)?.code).toBe("BUSY");
+    expect(specConflict({ record, life: "silent", at: AT }, shared)?.code).toBe("BUSY");
+    expect(specConflict({ record, life: "gone", at: AT }, shared)).toBeUndefined();
     const other = spec(SERVICE, { instances: { max: 1, min: 1 }, hosts: ["here"] });
-    expect(specConflict({ record, life: "alive" }, other)).toBeUndefined();
+    expect(specConflict({ record, life: "alive", at: AT }, other)).toBeUndefined();
   });
 });
 
@@ -133,7 +137,13 @@ describe("another host's holder", () => {
     const record = heldBy(there);
     await look.holder(SERVICE, record);
     now += silenceMs(TERMS.grantMs);
-    const again = claimed(SERVICE, { record, life: "gone" }, options({ instance: "again" }), there, TERMS);
+    const again = claimed(
+      SERVICE,
+      { record, life: "gone", at: AT },
+      options({ instance: "again" }),
+      there,
+      TERMS,
+    );
     expect(again.slot.beat?.seq).toBe(record.slot.beat?.seq);
     expect((await look.holder(SERVICE, again)).life).toBe("alive");
   });

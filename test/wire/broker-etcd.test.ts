@@ -14,6 +14,7 @@ import type * as Liveness from "../../src/broker/liveness.js";
 import type * as Open from "../../src/broker/open.js";
 import { ownIdentity } from "../../src/broker/process_identity.js";
 import type * as RecordBrokerModule from "../../src/broker/record_broker.js";
+import type * as Thread from "../../src/broker/renewal_thread.js";
 import { type Backend, BrokerChild, Ear, UUID } from "../support/broker-backend.js";
 import { importBuilt } from "../support/built.js";
 import { makeCertificates } from "../support/certificates.js";
@@ -56,7 +57,8 @@ brokerConformance("etcd", etcdBackend);
 async function hostNamed(host: string, url: string): Promise<Broker> {
   const { RecordBroker } = await importBuilt<typeof RecordBrokerModule>("broker/record_broker.js");
   const { EtcdRecords } = await importBuilt<typeof Records>("broker/etcd_records.js");
-  const { ThreadLeaseKeeper } = await importBuilt<typeof Keeper>("broker/lease_keeper.js");
+  const { RenewingLeaseKeeper } = await importBuilt<typeof Keeper>("broker/lease_keeper.js");
+  const { startRenewalThread } = await importBuilt<typeof Thread>("broker/renewal_thread.js");
   const { SilenceLiveness } = await importBuilt<typeof Liveness>("broker/liveness.js");
   const self = { ...ownIdentity(), host };
   return new RecordBroker({
@@ -64,7 +66,7 @@ async function hostNamed(host: string, url: string): Promise<Broker> {
     reach: "cluster",
     self,
     liveness: new SilenceLiveness(self),
-    leases: new ThreadLeaseKeeper(url, undefined),
+    leases: new RenewingLeaseKeeper({ startRenewal: (job) => startRenewalThread(url, job) }),
   });
 }
 

@@ -1,0 +1,128 @@
+// One server from its order to its end, or to the agent's; and how long the next one waits.
+//
+// AR1 A server is started only for a committed claim (F7): the slot says `ordered` with the instance
+//     and the epoch, and the server that comes takes the slot over by that instance.
+// AR2 Of several agents the claim's compare-and-swap picks one; the others watch.
+// AR4 A server that ends soon after its start is started again ever later, up to backoffMaxMs.
+// AR8 An order between hosts is a grant that ends in time like every other: the agent renews it until
+//     its server has taken the slot over.
+import { messageOf } from "../volume/errors.js";
+import { type AgentDuty, mayOrder } from "./agent_duty.js";
+import type { StartOrder } from "./broker.js";
+import { heldTerm, type StartedLease } from "./lease_keeper.js";
+import { type ServiceRecord, vacantSlot } from "./record.js";
+import type { Runtime } from "./runtime.js";
+import type { ServerCare } from "./server_care.js";
+import { claimedSlot, firstBeat } from "./transitions.js";
+
+const backoffMinMs = 200;
+export const backoffMaxMs = 10_000;
+/** One that served this long had not failed to start. */
+const settledMs = 10_000;
+const startLimitMs = 30_000;
+
+export class OrderedServer {
+  private backoffMs = backoffMinMs;
+
+  constructor(
+    private readonly duty: AgentDuty,
+    private readonly care: ServerCare,
+  ) {}
+
+  async run(): Promise<void> {
+    const { registration, broker } = this.duty;
+    const started = broker.leases?.begin();
+    const record = await this.order(started);
+    if (!record) return;
+    const { service } = registration;
+    const order: StartOrder = { service, instance: record.slot.instance, epoch: record.epoch };
+    // AR8. The server's own renewals go on from there.
+    const pulse = started?.keep(heldTerm(service, record), () => {});
+    const startedMs = broker.runtime.monotonicMs();
+    let why: string | undefined;
+    try {
+      why = await this.untilEnd(order);
+    } catch (error) {
+      why = `the agent could not start it: ${messageOf(error)}`;
+    } finally {
+      await pulse?.end();
+    }
+    if (why !== undefined) await this.noteEnd(order, why, broker.runtime.monotonicMs() - startedMs);
+  }
+
+  /** AR1, AR2; undefined: somebody else was faster. */
+  private order(started: StartedLease | undefined): Promise<ServiceRecord | undefined> {
+    const { broker, ending, registration, found: tell } = this.duty;
+    return broker.change<ServiceRecord | undefined>(registration.service, (found) => {
+      tell(found);
+      const { record, at } = found;
+      if (!record || ending.aborted || !mayOrder(found, registration.host)) return { value: undefined };
+      started?.sent();
+      const slot = claimedSlot({
+        instance: broker.runtime.uniqueId(),
+        holder: broker.self,
+        purpose: "serve",
+        reason: "the agent is starting it",
+        beat: firstBeat(started?.terms),
+        since: at,
+      });
+      const ordered = { ...record, epoch: record.epoch + 1n, slot: { ...slot, ordered: true } };
+      return { record: ordered, value: ordered };
+    });
+  }
+
+  /** Why the server ended; undefined: the agent ends, and the server goes on. */
+  private async untilEnd(order: StartOrder): Promise<string | undefined> {
+    const { agent, ending, broker } = this.duty;
+    const late = new AbortController();
+    const startLimit = broker.runtime.after(startLimitMs, () =>
+      late.abort(new Error(`it took longer than ${startLimitMs / 1000} s`)),
+    );
+    const { ended } = await agent
+      .start(order, AbortSignal.any([ending, late.signal]))
+      .finally(() => startLimit.cancel());
+    const addressLimit = broker.runtime.after(startLimitMs, () => void this.stopUnpublished(order));
+    try {
+      return await Promise.race([ended, aborted(ending)]);
+    } finally {
+      addressLimit.cancel();
+    }
+  }
+
+  /** Of a server that runs but has not come to an address within the limit. */
+  private async stopUnpublished(order: StartOrder): Promise<void> {
+    const isPublished = await this.duty.broker
+      .describe(order.service)
+      .then((view) => view?.state === "published" && view.instance === order.instance)
+      .catch(() => true);
+    if (!isPublished) await this.care.stop(order, `no address ${startLimitMs / 1000} s after its start`);
+  }
+
+  /** AR4 */
+  private noteEnd(order: StartOrder, why: string, livedMs: number): Promise<void> {
+    const { broker } = this.duty;
+    const isSettled = livedMs >= settledMs;
+    this.backoffMs = isSettled ? backoffMinMs : nextBackoff(this.backoffMs, broker.runtime);
+    const retryAt = isSettled ? null : new Date(broker.runtime.wallMs() + this.backoffMs).toISOString();
+    return broker.change(order.service, ({ record, at }) => {
+      if (record?.epoch === undefined || record.slot.state === "failed") return { value: undefined };
+      // Released in order, or ended without: both are this order's end, unless a newer term began.
+      const isOurs = record.slot.instance === order.instance || record.slot.instance === "";
+      // Released for a move: that another host shall have it stays written.
+      if (!isOurs || record.slot.move_to !== null) return { value: undefined };
+      return { record: { ...record, slot: vacantSlot(why, at, retryAt) }, value: undefined };
+    });
+  }
+}
+
+function aborted(signal: AbortSignal): Promise<undefined> {
+  return new Promise((resolve) => {
+    if (signal.aborted) resolve(undefined);
+    else signal.addEventListener("abort", () => resolve(undefined), { once: true });
+  });
+}
+
+/** Decorrelated jitter. */
+function nextBackoff(formerMs: number, runtime: Pick<Runtime, "random">): number {
+  return Math.min(backoffMaxMs, backoffMinMs + runtime.random() * (3 * formerMs - backoffMinMs));
+}
