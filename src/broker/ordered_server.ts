@@ -81,11 +81,13 @@ export class OrderedServer {
     const { ended } = await agent
       .start(order, AbortSignal.any([ending, late.signal]))
       .finally(() => startLimit.cancel());
+    const left = aborted(ending);
     const addressLimit = broker.runtime.after(startLimitMs, () => void this.stopUnpublished(order));
     try {
-      return await Promise.race([ended, aborted(ending)]);
+      return await Promise.race([ended, left.promise]);
     } finally {
       addressLimit.cancel();
+      left.forget();
     }
   }
 
@@ -115,11 +117,15 @@ export class OrderedServer {
   }
 }
 
-function aborted(signal: AbortSignal): Promise<undefined> {
-  return new Promise((resolve) => {
-    if (signal.aborted) resolve(undefined);
-    else signal.addEventListener("abort", () => resolve(undefined), { once: true });
+/** An agent sees many servers end: none may leave a listener behind. */
+function aborted(signal: AbortSignal): { readonly promise: Promise<undefined>; forget(): void } {
+  let listener: () => void = () => {};
+  const promise = new Promise<undefined>((resolve) => {
+    listener = () => resolve(undefined);
+    if (signal.aborted) listener();
+    else signal.addEventListener("abort", listener, { once: true });
   });
+  return { promise, forget: () => signal.removeEventListener("abort", listener) };
 }
 
 /** Decorrelated jitter. */
