@@ -1,14 +1,13 @@
 // Keeps a service's server running through a registered agent: sees how the service stands, and
 // decides which of the agent's jobs is due. One for each registerAgent(). The jobs, with their rules:
-// agent_presence.ts, ordered_server.ts, holder_fence.ts, server_care.ts.
-//
-// AR7 A service that is being moved is left to the host that shall have it, for moveLimitMs.
+// agent_presence.ts, order_delay.ts, ordered_server.ts, holder_fence.ts, server_care.ts.
 import { messageOf } from "../volume/errors.js";
 import { type AgentDuty, mayFence, mayOrder, mayRun } from "./agent_duty.js";
 import { AgentPresence } from "./agent_presence.js";
 import type { AgentRegistration, InstanceAgent } from "./broker.js";
 import { HolderFence } from "./holder_fence.js";
-import { backoffMaxMs, OrderedServer } from "./ordered_server.js";
+import { OrderDelay } from "./order_delay.js";
+import { OrderedServer } from "./ordered_server.js";
 import type { RecordBroker } from "./record_broker.js";
 import type { Timer } from "./runtime.js";
 import { ServerCare } from "./server_care.js";
@@ -16,10 +15,9 @@ import type { Sight } from "./service_feed.js";
 import type { TicketState } from "./ticket.js";
 import type { Found } from "./transitions.js";
 
-const moveLimitMs = 10_000;
-
 export class AgentRunner {
   private readonly presence: AgentPresence;
+  private readonly delay: OrderDelay;
   private readonly server: OrderedServer;
   private readonly fence: HolderFence;
   private readonly care: ServerCare;
@@ -48,6 +46,7 @@ export class AgentRunner {
     };
     this.presence = new AgentPresence(duty);
     this.care = new ServerCare(duty);
+    this.delay = new OrderDelay(registration.host, broker.runtime);
     this.fence = new HolderFence(duty);
     this.server = new OrderedServer(duty, this.care);
   }
@@ -95,31 +94,21 @@ export class AgentRunner {
   private considerStart(): void {
     const { latest } = this;
     const { host } = this.registration;
-    if (this.running || this.ending.signal.aborted || !latest) return;
+    if (this.running || this.ending.signal.aborted || !latest?.record) return;
     const fences = mayFence(latest, host);
     if (!fences && !mayOrder(latest, host)) return;
-    const waitMs = fences ? this.fence.waitMs(latest) : this.orderWaitMs(latest);
+    const waitMs = fences ? this.fence.waitMs(latest) : this.delay.leftMs(latest.record.slot);
     this.retry?.cancel();
     if (waitMs > 0) {
       this.retry = this.broker.runtime.after(waitMs, () => this.considerStart());
       return;
     }
-    const job = fences ? this.fence.fenceHolder(latest.record?.slot.instance ?? "") : this.server.run();
+    const job = fences ? this.fence.fenceHolder(latest.record.slot.instance) : this.server.run();
     this.running = job.finally(() => {
       this.running = undefined;
       // What was seen meanwhile was not acted on.
       this.broker.runtime.soon(() => this.considerStart());
     });
     this.follow(this.running);
-  }
-
-  /** By wall clocks, which may differ: so bounded. AR4, AR7. */
-  private orderWaitMs({ record }: Found): number {
-    if (!record) return 0;
-    const { move_to, since, retry_at } = record.slot;
-    const nowMs = this.broker.runtime.wallMs();
-    if (move_to !== null && move_to !== this.registration.host)
-      return Math.min(moveLimitMs, Date.parse(since) + moveLimitMs - nowMs);
-    return Math.min(backoffMaxMs, Date.parse(retry_at ?? "") - nowMs);
   }
 }

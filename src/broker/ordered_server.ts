@@ -1,22 +1,21 @@
-// One server from its order to its end, or to the agent's; and how long the next one waits.
+// One server from its order to its end, or to the agent's; and from when on the next may be ordered.
 //
 // AR1 A server is started only for a committed claim (F7): the slot says `ordered` with the instance
 //     and the epoch, and the server that comes takes the slot over by that instance.
 // AR2 Of several agents the claim's compare-and-swap picks one; the others watch.
-// AR4 A server that ends soon after its start is started again ever later, up to backoffMaxMs.
 // AR8 An order between hosts is a grant that ends in time like every other: the agent renews it until
 //     its server has taken the slot over.
 import { messageOf } from "../volume/errors.js";
 import { type AgentDuty, mayOrder } from "./agent_duty.js";
 import type { StartOrder } from "./broker.js";
 import { heldTerm, type StartedLease } from "./lease_keeper.js";
+import { backoffMaxMs } from "./order_delay.js";
 import { type ServiceRecord, vacantSlot } from "./record.js";
 import type { Runtime } from "./runtime.js";
 import type { ServerCare } from "./server_care.js";
 import { claimedSlot, firstBeat } from "./transitions.js";
 
 const backoffMinMs = 200;
-export const backoffMaxMs = 10_000;
 /** One that served this long had not failed to start. */
 const settledMs = 10_000;
 const startLimitMs = 30_000;
@@ -100,18 +99,19 @@ export class OrderedServer {
     if (!isPublished) await this.care.stop(order, `no address ${startLimitMs / 1000} s after its start`);
   }
 
-  /** AR4 */
+  /** AR4 of order_delay.ts. */
   private noteEnd(order: StartOrder, why: string, livedMs: number): Promise<void> {
     const { broker } = this.duty;
     const isSettled = livedMs >= settledMs;
     this.backoffMs = isSettled ? backoffMinMs : nextBackoff(this.backoffMs, broker.runtime);
-    const retryAt = isSettled ? null : new Date(broker.runtime.wallMs() + this.backoffMs).toISOString();
+    const { backoffMs } = this;
     return broker.change(order.service, ({ record, at }) => {
       if (record?.epoch === undefined || record.slot.state === "failed") return { value: undefined };
       // Released in order, or ended without: both are this order's end, unless a newer term began.
       const isOurs = record.slot.instance === order.instance || record.slot.instance === "";
       // Released for a move: that another host shall have it stays written.
       if (!isOurs || record.slot.move_to !== null) return { value: undefined };
+      const retryAt = isSettled ? null : new Date(Date.parse(at) + backoffMs).toISOString();
       return { record: { ...record, slot: vacantSlot(why, at, retryAt) }, value: undefined };
     });
   }
