@@ -4,6 +4,8 @@
 // PI1 A process is known by boot id, pid and start time together: a pid alone is used again.
 // PI2 "Gone" is only said of a process of another boot, or one whose pid is free, a zombie's, or
 //     somebody else's by start time. What can't be read is taken to live.
+// PI3 A zombie with threads left is not gone: proc_pid_stat(5) shows the state of the first thread, and
+//     of a server that was killed others may hang in the kernel, with a write that will land yet (F8).
 import { readFileSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { hostName } from "../volume/host.js";
@@ -58,7 +60,7 @@ export function sameProcess(a: ProcessIdentity, b: ProcessIdentity): boolean {
   return a.boot_id === b.boot_id && a.pid === b.pid && a.start_time === b.start_time;
 }
 
-/** PI2 */
+/** PI2, PI3 */
 export async function isAlive(identity: ProcessIdentity): Promise<boolean> {
   const self = ownIdentity();
   if (identity.boot_id !== self.boot_id) return false;
@@ -66,7 +68,7 @@ export async function isAlive(identity: ProcessIdentity): Promise<boolean> {
   try {
     const stat = parseStat(await readFile(`/proc/${identity.pid}/stat`, "utf8"));
     if (!stat) return true;
-    return stat.startTime === identity.start_time && !/[ZXx]/.test(stat.state);
+    return stat.startTime === identity.start_time && !(/[ZXx]/.test(stat.state) && stat.threads <= 1);
   } catch (error) {
     const code = error instanceof Error && "code" in error ? error.code : "";
     return code !== "ENOENT" && code !== "ESRCH";
@@ -75,9 +77,16 @@ export async function isAlive(identity: ProcessIdentity): Promise<boolean> {
 
 export type IsAlive = typeof isAlive;
 
+interface Stat {
+  readonly state: string;
+  readonly threads: number;
+  readonly startTime: string;
+}
+
 /** Of proc_pid_stat(5): the name in field 2 may hold blanks and parentheses. */
-function parseStat(text: string): { readonly state: string; readonly startTime: string } | undefined {
+function parseStat(text: string): Stat | undefined {
   const fields = text.slice(text.lastIndexOf(")") + 2).split(" ");
-  const [state, startTime] = [fields[0], fields[19]];
-  return state === undefined || startTime === undefined ? undefined : { state, startTime };
+  const [state, threads, startTime] = [fields[0], fields[17], fields[19]];
+  if (state === undefined || threads === undefined || startTime === undefined) return undefined;
+  return { state, threads: Number(threads), startTime };
 }
