@@ -19,7 +19,7 @@ import {
 } from "../broker/process_identity.js";
 import { nodeRuntime, type Runtime, sleep, type Timer, within } from "../broker/runtime.js";
 import { messageOf } from "../volume/errors.js";
-import { DialRefused, look } from "./dial.js";
+import { type DialOptions, DialRefused, look } from "./dial.js";
 
 /** From SIGKILL to the end of a process that is not stuck in the kernel. */
 const killLimitMs = 5000;
@@ -49,7 +49,7 @@ export interface AgentHost {
   /** Throws if there is no such process. */
   readonly signal: (pid: number, signal: NodeJS.Signals) => void;
   /** dial.ts: whether a server answers, and what */
-  readonly look: typeof look;
+  readonly look: (options: DialOptions) => Promise<unknown>;
   readonly runtime: Runtime;
 }
 

@@ -2,15 +2,20 @@
 //
 // CE1 What is claimed is what the store is then stamped with (OpenVolumeOptions.epoch): the core
 //     refuses an epoch that is not above its own, so a claim made by an older look stamps nothing.
-import type { NativeBinding } from "../native.js";
+import type { StoreSummary } from "../native.js";
 import type { VolumeDefinition } from "../volume/definition.js";
 import { explain } from "../volume/open.js";
 import type { Broker, ClaimOptions, Epoch, Grant } from "./broker.js";
 
+/** Of NativeBinding. */
+interface StoreReader {
+  readStore(path: string): Promise<Pick<StoreSummary, "epoch">>;
+}
+
 /** The epoch for the next opening of the store: above the broker's and the superblock's. */
 export async function claimEpoch(
   broker: Broker,
-  native: Pick<NativeBinding, "readStore">,
+  native: StoreReader,
   definition: VolumeDefinition,
   purpose: ClaimOptions["purpose"],
   instance: string,
