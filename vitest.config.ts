@@ -25,6 +25,9 @@ export default defineConfig({
       project("crash", 10 * MINUTE_MS, true),
       project("failover", 15 * MINUTE_MS, true),
       { test: { name: "fuzz", include: ["test/fuzz/**/*.fuzz.ts"] } },
+      {
+        test: { name: "bench", include: ["test/bench/**/*.bench.ts"], hookTimeout: MINUTE_MS, pool: "forks" },
+      },
       project("vm", 15 * MINUTE_MS, true),
     ],
   },

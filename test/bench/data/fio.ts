@@ -1,0 +1,152 @@
+/** One run of fio's nbd engine (libnbd) against a server, and what it and the server's processes cost. */
+import { execFile } from "node:child_process";
+import { readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { promisify } from "node:util";
+import { seededRandom } from "../../support/random.js";
+
+const run = promisify(execFile);
+const CLOCK_TICKS_PER_S = 100;
+const LIMIT_MS = 300_000;
+
+export interface Load {
+  readonly rw: "randread" | "randwrite" | "read" | "write";
+  readonly blockBytes: number;
+  readonly depth: number;
+  readonly connections: number;
+  /** Length of a run; with `offsets` the run ends when each was written once. */
+  readonly seconds: number;
+  /** A file of offsetsFile(). */
+  readonly offsets?: string;
+  /** A flush after so many writes. */
+  readonly flushEvery?: number;
+  /** The processors that client and server may use. */
+  readonly pin?: { readonly client: string; readonly server: string };
+}
+
+export interface Outcome {
+  readonly requests: number;
+  readonly perSecond: number;
+  readonly bytesPerSecond: number;
+  readonly p50Us: number;
+  readonly p99Us: number;
+  readonly maxUs: number;
+  /** Processor time of the server's processes for one request. */
+  readonly serverCpuUs: number;
+}
+
+interface Direction {
+  readonly total_ios: number;
+  readonly iops: number;
+  readonly bw_bytes: number;
+  readonly runtime: number;
+  readonly clat_ns: { readonly max: number; readonly percentile?: Readonly<Record<string, number>> };
+}
+
+interface Report {
+  readonly jobs: readonly [{ readonly error: number; readonly read: Direction; readonly write: Direction }];
+}
+
+/** Throws with what fio said where it could not run or a request failed. */
+export async function fio(
+  uri: string,
+  load: Load,
+  sizeBytes: number,
+  pids: readonly number[],
+): Promise<Outcome> {
+  const what =
+    load.offsets === undefined
+      ? [
+          `--rw=${load.rw}`,
+          `--bs=${load.blockBytes}`,
+          "--norandommap",
+          "--time_based",
+          `--runtime=${load.seconds}`,
+          ...(load.flushEvery === undefined ? [] : [`--fsync=${load.flushEvery}`]),
+        ]
+      : [`--read_iolog=${load.offsets}`, "--replay_no_stall=1"];
+  const args = [
+    `--name=${JOB}`,
+    "--ioengine=nbd",
+    `--uri=${uri}`,
+    `--size=${sizeBytes}`,
+    `--iodepth=${load.depth}`,
+    `--numjobs=${load.connections}`,
+    "--group_reporting",
+    "--randrepeat=0",
+    "--output-format=json",
+    ...what,
+  ];
+  if (load.pin) for (const pid of pids) await run("taskset", ["-apc", load.pin.server, String(pid)]);
+  const [command = "fio", ...words] = load.pin ? ["taskset", "-c", load.pin.client, "fio"] : ["fio"];
+  const before = cpuSeconds(pids);
+  const { stdout, stderr } = await run(command, [...words, ...args], {
+    timeout: LIMIT_MS,
+    maxBuffer: 1 << 24,
+  });
+  const spent = cpuSeconds(pids) - before;
+  const { jobs } = JSON.parse(stdout.slice(stdout.indexOf("{"))) as Report;
+  const [job] = jobs;
+  const side = load.rw.endsWith("read") ? job.read : job.write;
+  if (job.error !== 0 || side.total_ios === 0)
+    throw new Error(`fio against ${uri} failed: ${stderr}${stdout}`);
+  const us = (percent: string) => (side.clat_ns.percentile?.[percent] ?? Number.NaN) / 1000;
+  return {
+    requests: side.total_ios,
+    perSecond: side.iops,
+    bytesPerSecond: side.bw_bytes,
+    p50Us: us("50.000000"),
+    p99Us: us("99.000000"),
+    maxUs: side.clat_ns.max / 1000,
+    serverCpuUs: (spent * 1e6) / side.total_ios,
+  };
+}
+
+const JOB = "bench";
+
+/** An order of writes for fio: 4 KiB into each of the first `regions` regions, once, in a seeded random order. */
+export function offsetsFile(path: string, regionBytes: number, regions: number, seed: number): void {
+  const random = seededRandom(seed);
+  const order = Array.from({ length: regions }, (_, i) => i);
+  for (let i = order.length - 1; i > 0; i--) {
+    const other = Math.floor(random() * (i + 1));
+    [order[i], order[other]] = [order[other] ?? 0, order[i] ?? 0];
+  }
+  // The name is that of fio's first job and file.
+  const file = `${JOB}.0.0`;
+  const writes = order.map((region) => `${file} write ${region * regionBytes} 4096\n`);
+  writeFileSync(
+    path,
+    ["fio version 2 iolog\n", `${file} add\n${file} open\n`, ...writes, `${file} close\n`].join(""),
+  );
+}
+
+/** User and system time of the processes with all their threads and the children that they waited for. */
+function cpuSeconds(pids: readonly number[]): number {
+  let ticks = 0;
+  for (const pid of pids) {
+    const fields = statFields(pid);
+    for (const time of fields?.slice(11, 15) ?? []) ticks += Number(time);
+  }
+  return ticks / CLOCK_TICKS_PER_S;
+}
+
+/** From the state on; undefined: it has ended. */
+function statFields(pid: number): string[] | undefined {
+  try {
+    const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
+    return stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+  } catch {
+    return undefined;
+  }
+}
+
+/** The process and its descendants. */
+export function processTree(root: number): number[] {
+  const parents = new Map<number, number>();
+  for (const name of readdirSync("/proc")) {
+    if (/^\d+$/.test(name)) parents.set(Number(name), Number(statFields(Number(name))?.[1]));
+  }
+  const tree = [root];
+  for (const pid of tree) for (const [child, parent] of parents) if (parent === pid) tree.push(child);
+  return tree;
+}
