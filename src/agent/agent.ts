@@ -16,6 +16,7 @@ import { hostName } from "../volume/host.js";
 import type { OnLost, Phase, ServerAddress } from "./attachment.js";
 import { Device, type DeviceHost, silenceMs } from "./device.js";
 import { look } from "./dial.js";
+import type { DeviceFigures } from "./metrics.js";
 import type { DeviceRecord } from "./model.js";
 import type { AttachmentRecord, RecordStore } from "./record.js";
 import {
@@ -27,6 +28,7 @@ import {
   mountsOfDevice,
   sizeBytesOf,
 } from "./sysfs.js";
+import { StallClock } from "./tally.js";
 
 /** Attempts of one run of the agent; the run's number is the high part of each. */
 const attemptsPerRun = 1_000_000;
@@ -71,6 +73,8 @@ export class Agent {
   private readonly watched = new Map<string, Watched>();
   /** attachments whose device answers, as was last told */
   private readonly working = new Set<string>();
+  /** by attachment */
+  private readonly stalls = new Map<string, StallClock>();
   private readonly waiters = new Set<{ readonly uuid: string } & Waiter>();
   /** holds of attachments that are over, at servers that could not be told yet */
   private readonly owed = new Map<string, AttachmentRecord>();
@@ -292,6 +296,20 @@ export class Agent {
     return [...this.devices.values()].map((device) => this.describe(device));
   }
 
+  figures(): DeviceFigures[] {
+    const now = performance.now();
+    return [...this.devices.values()].map((device) => ({
+      device: this.describe(device),
+      stall: this.stallOf(device).at(now),
+    }));
+  }
+
+  private stallOf({ uuid }: Device): StallClock {
+    const stall = this.stalls.get(uuid) ?? new StallClock();
+    this.stalls.set(uuid, stall);
+    return stall;
+  }
+
   private describe(device: Device): DeviceRecord {
     const { wanted, index } = device;
     return {
@@ -356,6 +374,9 @@ export class Agent {
     const { events, log } = this.options;
     const kind = this.newsOf(device, phase);
     if (kind !== undefined) {
+      if (kind === "device-lost") this.stallOf(device).lost(performance.now());
+      else this.stallOf(device).over(performance.now());
+      if (kind === "device-detached") this.stalls.delete(device.uuid);
       const at =
         device.index === undefined ? device.exportName : `${device.exportName} (${devicePath(device.index)})`;
       const { volume, snapshot } = device.wanted;

@@ -20,6 +20,7 @@ import {
 import { nodeRuntime, type Runtime, sleep, type Timer, within } from "../broker/runtime.js";
 import { messageOf } from "../volume/errors.js";
 import { type DialOptions, DialRefused, look } from "./dial.js";
+import { ServiceTallies } from "./tally.js";
 
 /** From SIGKILL to the end of a process that is not stuck in the kernel. */
 const killLimitMs = 5000;
@@ -28,7 +29,7 @@ const pollMs = 50;
 const probeEveryMs = 3000;
 
 /** What is used of a child process. */
-export interface ServerProcess extends Pick<ChildProcess, "pid" | "kill" | "unref"> {
+export interface ServerProcess extends Pick<ChildProcess, "pid" | "exitCode" | "kill" | "unref"> {
   readonly stdin: {
     on(event: "error", listener: () => void): unknown;
     write(text: string): unknown;
@@ -77,6 +78,7 @@ interface Running extends Spare {
 export class HostServers implements InstanceAgent {
   private readonly spares = new Map<string, Spare>();
   private readonly running = new Map<string, Running>();
+  readonly tallies = new ServiceTallies();
   private closed = false;
   private readonly timer: Timer;
 
@@ -121,8 +123,10 @@ export class HostServers implements InstanceAgent {
     this.spares.delete(service);
     const server = { ...spare, order };
     this.running.set(instance, server);
+    this.tallies.started(service);
     void server.ended.then((why) => {
       this.running.delete(instance);
+      if (server.process.exitCode !== 0) this.tallies.lost(service, "died");
       this.log(`${service}: server with epoch ${order.epoch}: ${why}`);
     });
     server.process.stdin?.write(`${JSON.stringify({ instance, epoch: String(order.epoch) })}\n`);
@@ -182,6 +186,10 @@ export class HostServers implements InstanceAgent {
       await sleep(runtime, pollMs);
     }
     return false;
+  }
+
+  fenced(service: string, method: string, confirmed: boolean): void {
+    this.tallies.fenced(service, method, confirmed);
   }
 
   async probe({ service, instance }: StartOrder): Promise<boolean> {

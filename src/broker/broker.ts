@@ -186,6 +186,8 @@ export interface InstanceAgent {
   start(order: StartOrder, signal: AbortSignal): Promise<StartedInstance>;
   /** 'dead' only if provable; 'unknown' blocks the service. */
   stop(order: StartOrder, graceMs: number): Promise<"stopped" | "dead" | "unknown">;
+  /** This host's fence of a silent holder has ended. `method` is the declared policy's name. */
+  fenced?(service: string, method: string, confirmed: boolean): void;
   /** Does the server answer? Asked after reportBad(). */
   probe(order: StartOrder): Promise<boolean>;
 }

@@ -26,7 +26,7 @@ export class HolderFence {
 
   /** AR6. @param seen instance of the silent holder */
   async fenceHolder(seen: string): Promise<void> {
-    const { id, broker, ending, registration, found: tell } = this.duty;
+    const { id, broker, agent, ending, registration, found: tell } = this.duty;
     const { service, host } = registration;
     const fencing = { id, host };
     const record = await broker.change<ServiceRecord | undefined>(service, (found) => {
@@ -38,7 +38,9 @@ export class HolderFence {
     const { holder } = record?.slot ?? {};
     if (!record || !holder || record.spec?.fencing.command === undefined) return;
     const target = { service, host: holder.host, bootId: holder.boot_id, epoch: record.epoch };
-    const failure = await broker.runFence(record.spec.fencing.command, target);
+    const { command, policy } = record.spec.fencing;
+    const failure = await broker.runFence(command, target);
+    agent.fenced?.(service, policy, failure === undefined);
     if (failure !== undefined) this.againMs = broker.runtime.monotonicMs() + fenceRetryMs;
     await broker.change(service, (found) => {
       const ended = fencingEnded(found, fencing, failure);

@@ -1,19 +1,8 @@
-// Metrics in the Prometheus text format (version 0.0.4), on TCP when `--metrics HOST:PORT` asks.
+// A volume's figures as metrics: what its record says, for Prometheus.
 //
 // ME1 Figures come from the operations' records; nothing is counted here.
-import { createServer, type Server } from "node:http";
-import type { AddressInfo } from "node:net";
-import { messageOf } from "../volume/errors.js";
 import type { CounterName, VolumeRecord } from "../volume/model.js";
-
-type Labels = Readonly<Record<string, string>>;
-
-interface Family {
-  readonly name: string;
-  readonly type: "counter" | "gauge";
-  readonly help: string;
-  readonly samples: readonly { readonly labels: Labels; readonly value: number }[];
-}
+import { type Family, type Labels, renderFamilies } from "./prometheus.js";
 
 const counterHelp: Readonly<Record<CounterName, string>> = {
   reads: "Read requests served since the volume was opened.",
@@ -28,6 +17,7 @@ const counterHelp: Readonly<Record<CounterName, string>> = {
   parked: "Requests that waited for a group commit.",
   checksum_errors: "Checksums that did not match.",
   chunks_freed: "Store chunks freed by reclaim.",
+  acks_refused: "Requests, replies and changes of the devices held back as the grant had ended.",
 };
 
 export function renderMetrics(record: VolumeRecord): string {
@@ -62,6 +52,7 @@ export function renderMetrics(record: VolumeRecord): string {
       ],
     },
     gauge("csnap_epoch", "Epoch of this server term.", record.epoch),
+    ...term(record, gauge),
     gauge("csnap_origin_bytes", "Size of the origin.", record.origin.size),
     {
       name: "csnap_store_bytes",
@@ -93,59 +84,35 @@ export function renderMetrics(record: VolumeRecord): string {
       }),
     ),
   ];
-  return families.map(renderFamily).join("");
+  return renderFamilies(families);
 }
 
-function renderFamily(family: Family): string {
-  const samples = family.samples.map(
-    ({ labels, value }) => `${family.name}${renderLabels(labels)} ${value}\n`,
-  );
-  return `# HELP ${family.name} ${family.help}\n# TYPE ${family.name} ${family.type}\n${samples.join("")}`;
-}
+type Gauge = (name: string, help: string, value: number) => Family;
 
-function renderLabels(labels: Labels): string {
-  const parts = Object.entries(labels).map(([key, value]) => `${key}="${escapeLabel(value)}"`);
-  return `{${parts.join(",")}}`;
-}
-
-function escapeLabel(value: string): string {
-  return value.replace(/\\/g, "\\\\").replace(/"/g, '\\"').replace(/\n/g, "\\n");
-}
-
-export class MetricsServer {
-  private readonly http: Server;
-
-  constructor(status: () => Promise<VolumeRecord>) {
-    this.http = createServer({ requestTimeout: 10_000 }, (request, response) => {
-      const answer = (code: number, text: string, type = "text/plain; charset=utf-8") =>
-        response.writeHead(code, { "Content-Type": type }).end(text);
-      if (request.method !== "GET" || request.url?.split("?")[0] !== "/metrics") {
-        answer(404, "csnap serves GET /metrics here\n");
-        return;
-      }
-      status().then(
-        (record) => answer(200, renderMetrics(record), "text/plain; version=0.0.4; charset=utf-8"),
-        (error: unknown) => answer(500, `${messageOf(error)}\n`),
-      );
-    });
-    this.http.maxConnections = 64;
-  }
-
-  /** Returns the URL; port 0 takes a free one. */
-  async listen(host: string, port: number): Promise<string> {
-    await new Promise<void>((resolve, reject) => {
-      this.http.once("error", reject);
-      this.http.listen({ host, port }, resolve);
-    });
-    const address = this.http.address() as AddressInfo;
-    const shown = address.family === "IPv6" ? `[${address.address}]` : address.address;
-    return `http://${shown}:${address.port}/metrics`;
-  }
-
-  async close(): Promise<void> {
-    await new Promise<void>((resolve) => {
-      this.http.close(() => resolve());
-      this.http.closeAllConnections();
-    });
-  }
+/** How this term began, and how long it may last: what is known of it only. */
+function term({ found_clean, server }: VolumeRecord, gauge: Gauge): Family[] {
+  const families = [
+    gauge(
+      "csnap_takeover",
+      "Whether the term before this one had not ended in order (1), so that this one began with recovery.",
+      found_clean ? 0 : 1,
+    ),
+  ];
+  if (server?.start_ms != null)
+    families.push(
+      gauge(
+        "csnap_start_seconds",
+        "From the claim of this term to its published address, recovery included.",
+        server.start_ms / 1000,
+      ),
+    );
+  if (server?.grant_remaining_ms != null)
+    families.push(
+      gauge(
+        "csnap_grant_remaining_seconds",
+        "Until the grant of this term ends, unless it is renewed.",
+        server.grant_remaining_ms / 1000,
+      ),
+    );
+  return families;
 }

@@ -79,7 +79,8 @@ function planTls(settings: ServeSettings): ServePlan["tls"] {
   }
 }
 
-function planMetrics(text: string | undefined): ServePlan["metrics"] {
+/** Of `--metrics HOST:PORT`. USAGE. */
+export function planMetrics(text: string | undefined): ServePlan["metrics"] {
   if (text === undefined) return undefined;
   // A bare `:9100` or `9100` means this host only: metrics tell what clients do.
   const match = /^:?(\d{1,5})$/.exec(text);

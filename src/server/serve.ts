@@ -9,7 +9,8 @@ import { mkdirSync } from "node:fs";
 import type { Broker } from "../broker/broker.js";
 import { claimEpoch } from "../broker/claim_epoch.js";
 import { EventHub } from "../control/events.js";
-import { MetricsServer } from "../control/metrics.js";
+import { renderMetrics } from "../control/metrics.js";
+import { MetricsServer } from "../control/prometheus.js";
 import { ControlServer } from "../control/server.js";
 import type { NativeBinding, NativeVolume, NativeVolumeEvent } from "../native.js";
 import { restrict } from "../nbd/access.js";
@@ -63,6 +64,7 @@ export async function serveVolume(request: ServeRequest): Promise<void> {
   makeRunDir(runDir);
   const isRoot = process.getuid?.() === 0;
   const missing = takePrecautions(native);
+  const claimedMs = performance.now();
   const instance = request.instance ?? randomUUID();
   const grant = await waitForLock(() => claimEpoch(request.broker, native, definition, "serve", instance));
   const term = new Term(grant, request.log);
@@ -83,7 +85,7 @@ export async function serveVolume(request: ServeRequest): Promise<void> {
       }),
     );
     checkIdentity(definition, volume);
-    server = new VolumeServer(request, volume, term, controlPath, (dependents) =>
+    server = new VolumeServer(request, volume, term, claimedMs, controlPath, (dependents) =>
       warningsOf(missing, isRoot, dependents),
     );
     for (const event of early) server.onEvent(event);
@@ -138,6 +140,7 @@ class VolumeServer {
   private readonly operations: DirectOperations;
   private readonly uris: string[] = [];
   private readonly started = new Date().toISOString();
+  private startMs: number | null = null;
   private metrics: MetricsServer | undefined;
   private metricsUrl: string | undefined;
   private failure: string | undefined;
@@ -151,6 +154,8 @@ class VolumeServer {
     private readonly request: ServeRequest,
     private readonly volume: NativeVolume,
     private readonly term: Term,
+    /** performance.now() when its claim began */
+    private readonly claimedMs: number,
     private readonly controlPath: string,
     warnings: (dependents: Dependents) => readonly string[],
   ) {
@@ -224,6 +229,7 @@ class VolumeServer {
       uris: this.uris.map((uri) => (this.term.gate === undefined ? uri : reachable(uri))),
       controlSocket: this.controlPath,
     });
+    this.startMs = Math.round(performance.now() - this.claimedMs);
     for (const uri of this.uris) ready(uri);
     if (this.metricsUrl !== undefined) log(`metrics at ${this.metricsUrl}`);
     this.hub.emit({ kind: "server-ready", message: `epoch ${epoch}` });
@@ -233,7 +239,7 @@ class VolumeServer {
   private async startMetrics(): Promise<void> {
     const { metrics: wanted } = this.request.plan;
     if (wanted === undefined) return;
-    this.metrics = new MetricsServer(() => this.operations.status());
+    this.metrics = new MetricsServer(async () => renderMetrics(await this.operations.status()));
     try {
       this.metricsUrl = await this.metrics.listen(wanted.host, wanted.port);
     } catch (error) {
@@ -378,6 +384,8 @@ class VolumeServer {
       started: this.started,
       listeners: this.uris,
       metrics: this.metricsUrl ?? null,
+      grant_remaining_ms: this.term.remainingMs(this.request.native.boottimeMs()),
+      start_ms: this.startMs,
       clients: this.clients.list(),
     };
   }

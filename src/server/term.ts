@@ -38,6 +38,12 @@ export class Term {
     return this.grant.gate;
   }
 
+  /** ms until it ends unless it is renewed; null: it does not end in time. @param nowMs CLOCK_BOOTTIME */
+  remainingMs(nowMs: number): number | null {
+    const untilMs = this.grant.validUntilMs();
+    return Number.isFinite(untilMs) ? Math.max(0, Math.round(untilMs - nowMs)) : null;
+  }
+
   /** Another host may take over: nothing may be left in this host's page cache (F8). */
   get isShared(): boolean {
     return this.grant.storeClass !== "local";

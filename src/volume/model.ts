@@ -70,6 +70,10 @@ export interface ServerRecord {
   readonly started: string;
   readonly listeners: readonly string[];
   readonly metrics: string | null;
+  /** ms until its grant ends unless renewed; 0: ended; null: a kernel lock decides, not time */
+  readonly grant_remaining_ms: number | null;
+  /** ms from the claim of its term to the published address; null: it is starting */
+  readonly start_ms: number | null;
   readonly clients: readonly ClientRecord[];
 }
 
@@ -134,6 +138,7 @@ const counterNames = {
   parked: "parked",
   checksum_errors: "checksumErrors",
   chunks_freed: "chunksFreed",
+  acks_refused: "gateRefusals",
 } as const satisfies Record<string, keyof NativeVolumeInfo>;
 
 export type CounterName = keyof typeof counterNames;

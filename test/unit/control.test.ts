@@ -207,4 +207,31 @@ describe("metrics", () => {
     expect(text).toContain('csnap_store_bytes{volume="a\\"b\\\\c",use="free"} 245760\n');
     expect(text).toContain('csnap_copy_outs_total{volume="a\\"b\\\\c"} 16\n');
   });
+
+  it("tell how the term began, and when it ends where it ends in time", () => {
+    const server = {
+      pid: 1,
+      version: "0",
+      started: "2024-08-05T10:11:12.000Z",
+      listeners: [],
+      metrics: null,
+      clients: [],
+    };
+    const of = (grant_remaining_ms: number | null, start_ms: number | null, clean: boolean) =>
+      renderMetrics(
+        volumeRecord(
+          { ...context, volume: "v", server: { ...server, grant_remaining_ms, start_ms } },
+          { ...info, clean, gateRefusals: 4 },
+        ),
+      );
+    const taken = of(2750, 812, false);
+    expect(taken).toContain('csnap_takeover{volume="v"} 1\n');
+    expect(taken).toContain('csnap_start_seconds{volume="v"} 0.812\n');
+    expect(taken).toContain('csnap_grant_remaining_seconds{volume="v"} 2.75\n');
+    expect(taken).toContain('csnap_acks_refused_total{volume="v"} 4\n');
+    expect(of(0, null, true)).toContain('csnap_grant_remaining_seconds{volume="v"} 0\n');
+    const local = of(null, null, true);
+    expect(local).toContain('csnap_takeover{volume="v"} 0\n');
+    expect(local).not.toMatch(/csnap_grant_remaining|csnap_start_seconds/);
+  });
 });

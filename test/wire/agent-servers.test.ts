@@ -5,6 +5,7 @@ import { once } from "node:events";
 import { readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { setTimeout as pause } from "node:timers/promises";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
+import type { VolumeRecord } from "../../src/volume/model.js";
 import { MAIN, Sandbox } from "../support/csnap.js";
 import { EtcdCluster } from "../support/etcd.js";
 import { addressOf, NbdClient } from "../support/nbd-client.js";
@@ -31,8 +32,8 @@ class Host {
     this.sandbox.env.CSNAP_BROKER = broker;
   }
 
-  async startAgent(): Promise<ChildProcess> {
-    const agent = spawn(process.execPath, [MAIN, "agent"], {
+  async startAgent(...words: string[]): Promise<ChildProcess> {
+    const agent = spawn(process.execPath, [MAIN, "agent", ...words], {
       env: this.sandbox.env,
       stdio: ["ignore", "ignore", "pipe"],
     });
@@ -54,6 +55,12 @@ class Host {
       if (performance.now() > end) throw new Error(`it did not come: ${JSON.stringify(what())}\n${this.log}`);
       await pause(20);
     }
+  }
+
+  /** What the agent tells at --metrics. */
+  async metrics(): Promise<string> {
+    const url = /agent: metrics at (\S+)/.exec(this.log)?.[1] ?? "";
+    return (await fetch(url)).text();
   }
 
   show(): Promise<Shown> {
@@ -145,7 +152,7 @@ const brokers: [name: string, url: () => string][] = [
 /** The agent needs root. */
 const isRoot = process.getuid?.() === 0;
 
-describe.skipIf(!isRoot).each(brokers)("servers of an agent, broker %s", (_name, url) => {
+describe.skipIf(!isRoot).each(brokers)("servers of an agent, broker %s", (name, url) => {
   let host: Host;
   const { must, init } = {
     must: (...words: string[]) => host.sandbox.must(...words),
@@ -159,13 +166,18 @@ describe.skipIf(!isRoot).each(brokers)("servers of an agent, broker %s", (_name,
   afterEach(() => host.close());
 
   it("run once declared, come back when killed, and stop when disabled", async () => {
-    await host.startAgent();
+    await host.startAgent("--metrics", "127.0.0.1:0");
     await pause(500);
     expect((await host.show()).state).toBe("vacant");
     await must("volume", "define", "vol");
     const first = await host.served();
     expect(first.epoch).toBe(1);
     expect(first.agents.length).toBe(1);
+    const { server } = await host.sandbox.json<VolumeRecord>("status", "vol");
+    expect(server?.start_ms).toBeGreaterThan(0);
+    // The kernel's lock decides on one host; grants at etcd end in time.
+    if (name === "local:") expect(server?.grant_remaining_ms).toBe(null);
+    else expect(server?.grant_remaining_ms).toBeGreaterThan(0);
     const client = await host.client(first.uri);
     const data = Buffer.alloc(BLOCK, 0x5a);
     await client.write(0, data);
@@ -176,6 +188,9 @@ describe.skipIf(!isRoot).each(brokers)("servers of an agent, broker %s", (_name,
     tryKill(first.pid);
     const second = await host.served(first.epoch);
     expect(second.pid).not.toBe(first.pid);
+    const metrics = await host.metrics();
+    expect(metrics).toContain('csnap_server_starts_total{volume="vol"} 2\n');
+    expect(metrics).toContain('csnap_failover_total{volume="vol",reason="died"} 1\n');
     const again = await host.client(second.uri);
     expect((await again.read(0, BLOCK)).every((byte) => byte === 0xa5)).toBe(true);
     const old = await NbdClient.open(addressOf(second.uri), { export: "vol@one" });

@@ -3,21 +3,28 @@
 import { mkdirSync } from "node:fs";
 import type { Command } from "commander";
 import { Agent } from "../../agent/agent.js";
+import { renderAgentMetrics } from "../../agent/metrics.js";
 import { RecordStore } from "../../agent/record.js";
 import { Roster } from "../../agent/roster.js";
 import { HostServers, launcher } from "../../agent/servers.js";
 import { AgentClient, AgentService, agentSocketPath } from "../../agent/service.js";
 import { openBroker } from "../../broker/open.js";
 import { EventHub } from "../../control/events.js";
+import { MetricsServer } from "../../control/prometheus.js";
 import { inheritedByName } from "../../nbd/listen.js";
 import { takePrecautions } from "../../server/harden.js";
 import { ServiceNotifier } from "../../server/notify.js";
-import { CsnapError, codeOf } from "../../volume/errors.js";
+import { planMetrics } from "../../server/options.js";
+import { CsnapError, codeOf, systemText } from "../../volume/errors.js";
 import { loadNative } from "../../volume/load_native.js";
 import { checkSocketPath } from "../../volume/paths.js";
 import { version } from "../../volume/version.js";
 import { type Context, contextOf, examples } from "../context.js";
 import { note } from "../output.js";
+
+interface AgentOptions {
+  readonly metrics?: string;
+}
 
 export function registerAgent(program: Command): void {
   const command = program
@@ -26,11 +33,13 @@ export function registerAgent(program: Command): void {
     .description(
       "The host's daemon: attaches exports as /dev/nbdX when `csnap attach` asks, reconnects them when the server restarts or moves, and finds them again when it is restarted itself. It also keeps the servers of those volumes running that were declared by `csnap volume define`. Ending it, by whatever signal, detaches nothing and stops no server.",
     )
-    .action(() => runAgent(contextOf(command)));
+    .option("--metrics <host:port>", "serve Prometheus metrics of devices and servers at /metrics")
+    .action((options: AgentOptions) => runAgent(contextOf(command), options));
   examples(command, "csnap agent", "csnap agent --broker etcd://10.0.0.1,10.0.0.2?ca=/etc/csnap/etcd-ca.pem");
 }
 
-async function runAgent(context: Context): Promise<void> {
+async function runAgent(context: Context, options: AgentOptions): Promise<void> {
+  const wanted = planMetrics(options.metrics);
   const native = await loadNative();
   const socketPath = checkSocketPath(agentSocketPath(context.runDir));
   await refuseSecond(socketPath);
@@ -48,10 +57,20 @@ async function runAgent(context: Context): Promise<void> {
     inherited: inheritedByName(process.env, process.pid),
     notifySocket: process.env.NOTIFY_SOCKET || undefined,
   });
-  agent.start();
   const servers = new HostServers(broker, launcher(ownProgram(context), serverEnvironment(context)), (line) =>
     note(`agent: ${line}`),
   );
+  const metrics = new MetricsServer(async () =>
+    renderAgentMetrics(agent.figures(), servers.tallies.entries()),
+  );
+  if (wanted) {
+    const url = await listenForMetrics(metrics, wanted).catch((error: unknown) => {
+      servers.close();
+      throw error;
+    });
+    note(`agent: metrics at ${url}`);
+  }
+  agent.start();
   const roster = new Roster(context.stateDir, broker, servers, (line) => note(`agent: ${line}`));
   roster.start();
   const service = new AgentService(socketPath, agent, events, () => ({
@@ -71,6 +90,7 @@ async function runAgent(context: Context): Promise<void> {
   const signal = await ended;
   notifier.stopping(signal);
   note(`agent: ${signal}: ending; devices stay attached, servers go on`);
+  await metrics.close();
   await service.close();
   agent.close();
   roster.close();
@@ -79,6 +99,20 @@ async function runAgent(context: Context): Promise<void> {
   notifier.end();
   // A call that hangs in the kernel would keep the loop alive.
   process.exit(0);
+}
+
+async function listenForMetrics(
+  metrics: MetricsServer,
+  { host, port }: { readonly host: string; readonly port: number },
+): Promise<string> {
+  try {
+    return await metrics.listen(host, port);
+  } catch (error) {
+    throw new CsnapError(
+      "IO_ERROR",
+      `agent: --metrics ${host}:${port}: ${systemText(error)}; choose another address`,
+    );
+  }
 }
 
 /** This csnap, with the options that its commands need to find the same volumes. */
