@@ -9,9 +9,9 @@ readonly SLOTS_MAX=2
 
 # Minutes in the default tier and with --full.
 declare -rA BUDGET_QUICK=([lint]=4 [unit]=6 [vm]=20 [devices]=28 [native]=12 [native-asan]=20 [native-tsan]=25
-  [simulation]=10 [wire]=10 [crash]=10 [failover]=12 [fuzz]=12 [package]=10 [mutants]=30)
+  [simulation]=10 [wire]=10 [crash]=10 [failover]=12 [fuzz]=12 [package]=10 [mutants]=45)
 declare -rA BUDGET_FULL=([lint]=4 [unit]=6 [vm]=30 [devices]=90 [native]=20 [native-asan]=30 [native-tsan]=40
-  [simulation]=40 [wire]=12 [crash]=15 [failover]=45 [fuzz]=55 [package]=10 [mutants]=40)
+  [simulation]=40 [wire]=12 [crash]=15 [failover]=45 [fuzz]=55 [package]=10 [mutants]=55)
 
 # What a suite's outcome depends on, beside the tool versions; the rest depend on everything.
 declare -rA INPUTS=(
@@ -24,7 +24,7 @@ declare -rA INPUTS=(
 readonly TEST_PACKAGES=(g++ make python3 git doctest-dev clang-format-14 clang-16 libclang-rt-16-dev
   nbdkit libnbd-bin file python3-libnbd fuse3 qemu-utils qemu-system-x86 nbd-client nbd-server fio
   busybox-static e2fsprogs xfsprogs gnutls-bin openssl curl systemd groff-base man-db
-  etcd-server iproute2 util-linux)
+  etcd-server iproute2 util-linux faketime)
 
 # The long simulations among the native tests are a suite of their own; each takes its share of the
 # work by CSNAP_SHARD. Under the sanitizers they run at a twentieth of the size, with all others.

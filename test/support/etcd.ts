@@ -92,6 +92,40 @@ export class EtcdCluster {
     return (await response.json()) as Record<string, unknown>;
   }
 
+  /** Every value that the key has had, oldest first: etcd keeps all that nobody compacted. */
+  async revisions(key: string): Promise<string[]> {
+    const base64 = Buffer.from(key).toString("base64");
+    const { kvs = [] } = (await this.call("kv/range", { key: base64 })) as {
+      kvs?: { mod_revision: string }[];
+    };
+    const last = kvs[0]?.mod_revision;
+    if (last === undefined) return [];
+    const [first] = this.members;
+    const limit = AbortSignal.timeout(START_LIMIT_MS);
+    const response = await fetch(`${first && this.clientUrl(first)}/v3/watch`, {
+      method: "POST",
+      body: JSON.stringify({ create_request: { key: base64, start_revision: "1" } }),
+      signal: limit,
+    });
+    const values: string[] = [];
+    let text = "";
+    for await (const piece of response.body ?? []) {
+      text += Buffer.from(piece as Uint8Array).toString("utf8");
+      const lines = text.split("\n");
+      text = lines.pop() ?? "";
+      for (const line of lines.filter((one) => one !== "")) {
+        const { result } = JSON.parse(line) as {
+          result: { events?: { kv: { value?: string; mod_revision: string } }[] };
+        };
+        for (const { kv } of result.events ?? []) {
+          values.push(Buffer.from(kv.value ?? "", "base64").toString("utf8"));
+          if (kv.mod_revision === last) return values;
+        }
+      }
+    }
+    throw new Error(`etcd ended its history of ${key} after ${values.length} revisions`);
+  }
+
   async close(): Promise<void> {
     for (let i = 0; i < this.members.length; i++) {
       this.signal(i, "SIGCONT");

@@ -3,14 +3,16 @@
  * with direct I/O over the same two files, and its own view of the directory they lie in, read-only, so that no lock
  * reaches across. Needs root.
  */
-import { type ChildProcess, execFileSync, spawn } from "node:child_process";
+import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { readdirSync, readFileSync, readlinkSync, rmSync, writeFileSync } from "node:fs";
+import { readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as pause } from "node:timers/promises";
 import tmp from "tmp";
+import { ClientHost } from "./client-host.js";
 import { collect, MAIN, type Outcome } from "./csnap.js";
-import { EtcdCluster, type Place } from "./etcd.js";
+import { EtcdCluster } from "./etcd.js";
+import { NetworkNode, type NodePlace, sh } from "./network-node.js";
 
 const ETCD_COUNT = 3;
 const LIMIT_MS = 60_000;
@@ -27,82 +29,29 @@ export interface Shown {
   readonly reason: string;
 }
 
-const sh = (script: string) => execFileSync("/bin/sh", ["-ec", script], { encoding: "utf8" }).trim();
-
-/** One namespace on the bridge. */
-class Node implements Place {
-  readonly by: readonly string[];
-  readonly #link: string;
-
-  constructor(
-    readonly name: string,
-    readonly address: string,
-    bridge: string,
-    index: number,
-  ) {
-    this.by = ["ip", "netns", "exec", name];
-    this.#link = `${bridge}${index}`;
-    sh(`ip netns add ${name}
-        ip link add ${this.#link} type veth peer name eth0 netns ${name}
-        ip link set ${this.#link} master ${bridge} up
-        ip -n ${name} addr add ${address}/24 dev eth0
-        ip -n ${name} link set eth0 up
-        ip -n ${name} link set lo up`);
-  }
-
-  /** Nothing comes in or goes out. */
-  isolate(): void {
-    sh(`ip link set ${this.#link} down`);
-  }
-
-  heal(): void {
-    sh(`ip link set ${this.#link} up; ip -n ${this.name} route flush type blackhole 2>/dev/null || true`);
-  }
-
-  /** What is sent from here to there is lost; the other way works. */
-  loseTo(address: string): void {
-    sh(`ip -n ${this.name} route replace blackhole ${address}/32`);
-  }
-
-  processes(): number[] {
-    const own = sh(`ip netns pids ${this.name}`);
-    return own === "" ? [] : own.split("\n").map(Number);
-  }
-
-  /** As when the power goes; what runs here is gone at once. */
-  crash(): void {
-    for (const pid of this.processes()) signalled(pid, "SIGKILL");
-  }
-
-  remove(): void {
-    this.crash();
-    sh(`ip netns del ${this.name}; ip link del ${this.#link} 2>/dev/null || true`);
-  }
-}
-
-export class Host extends Node {
+export class Host extends NetworkNode {
   readonly env: NodeJS.ProcessEnv;
+  /** of the server that runs here, if any: reached whatever happens to the network */
+  readonly controlSocket: string;
   readonly devices: { readonly origin: string; readonly store: string };
   agent: ChildProcess | undefined;
   log = "";
 
   constructor(
     readonly hostName: string,
-    where: {
-      readonly name: string;
-      readonly address: string;
-      readonly bridge: string;
-      readonly index: number;
-    },
+    where: NodePlace,
     private readonly shared: string,
     directory: string,
     broker: string,
+    env: NodeJS.ProcessEnv = {},
   ) {
-    super(where.name, where.address, where.bridge, where.index);
+    super(where);
     const loop = (file: string) => sh(`losetup --find --show --direct-io=on ${join(shared, file)}`);
     this.devices = { origin: loop("origin"), store: loop("store") };
+    this.controlSocket = join(directory, `${hostName}.run`, `${VOLUME}.control`);
     this.env = {
       ...process.env,
+      ...env,
       CSNAP_HOST: hostName,
       CSNAP_BROKER: broker,
       CSNAP_STATE_DIR: join(directory, hostName),
@@ -144,6 +93,10 @@ export class Host extends Node {
     return JSON.parse(await this.must("volume", "show", VOLUME, "--json")) as Shown;
   }
 
+  get isAgentAlive(): boolean {
+    return this.agent !== undefined && this.agent.exitCode === null && this.agent.signalCode === null;
+  }
+
   async startAgent(): Promise<void> {
     const before = this.log.length;
     const agent = this.spawn(["agent"]);
@@ -164,21 +117,31 @@ export class Host extends Node {
   }
 }
 
+export interface ClusterOptions {
+  /** client hosts, called client0 and so on */
+  readonly clients?: number;
+  /** of a host's processes, by its name */
+  readonly env?: (host: string, directory: string) => NodeJS.ProcessEnv;
+}
+
 export class HostCluster {
   readonly directory = tmp.dirSync({ prefix: "csnap-hosts-" }).name;
   readonly hosts: Host[] = [];
-  readonly etcdNodes: Node[] = [];
+  readonly etcdNodes: NetworkNode[] = [];
+  readonly clients: ClientHost[] = [];
   etcd!: EtcdCluster;
+  /** A file whose presence makes the fence command end with 0 and do nothing. */
+  readonly fenceLies = join(this.directory, "fence-lies");
   /** A file whose presence makes the fence command fail. */
   readonly fenceFails = join(this.directory, "fence-fails");
   #notes = "";
   readonly #bridge = `cs${process.pid % 100_000}`;
   readonly #net = `10.213.${process.pid % 250}`;
 
-  static async start(names: readonly string[]): Promise<HostCluster> {
+  static async start(names: readonly string[], options: ClusterOptions = {}): Promise<HostCluster> {
     const cluster = new HostCluster();
     try {
-      await cluster.#start(names);
+      await cluster.#start(names, options);
     } catch (error) {
       await cluster.close();
       throw error;
@@ -186,23 +149,24 @@ export class HostCluster {
     return cluster;
   }
 
-  async #start(names: readonly string[]): Promise<void> {
+  #place(kind: string, index: number): NodePlace {
+    const name = `${this.#bridge}${kind}`;
+    return { name, address: `${this.#net}.${index}`, bridge: this.#bridge, index };
+  }
+
+  async #start(names: readonly string[], { clients = 0, env = () => ({}) }: ClusterOptions): Promise<void> {
     sh(
       `ip link add ${this.#bridge} type bridge; ip addr add ${this.#net}.1/24 dev ${this.#bridge}; ip link set ${this.#bridge} up`,
     );
-    for (let i = 0; i < ETCD_COUNT; i++)
-      this.etcdNodes.push(new Node(`${this.#bridge}e${i}`, `${this.#net}.${11 + i}`, this.#bridge, 11 + i));
+    for (let i = 0; i < ETCD_COUNT; i++) this.etcdNodes.push(new NetworkNode(this.#place(`e${i}`, 11 + i)));
+    for (let i = 0; i < clients; i++) this.clients.push(new ClientHost(this.#place(`c${i}`, 31 + i)));
     this.etcd = await EtcdCluster.start(ETCD_COUNT, [], "http", this.etcdNodes);
     const shared = join(this.directory, "shared");
     sh(`mkdir ${shared}; truncate -s 32M ${shared}/origin; truncate -s 96M ${shared}/store`);
     for (const [i, name] of names.entries()) {
-      const where = {
-        name: `${this.#bridge}h${i}`,
-        address: `${this.#net}.${21 + i}`,
-        bridge: this.#bridge,
-        index: 21 + i,
-      };
-      this.hosts.push(new Host(name, where, shared, this.directory, this.etcd.url("insecure=1")));
+      const where = this.#place(`h${i}`, 21 + i);
+      const broker = this.etcd.url("insecure=1");
+      this.hosts.push(new Host(name, where, shared, this.directory, broker, env(name, this.directory)));
     }
     const [first, ...others] = this.hosts;
     if (!first) throw new Error("no host");
@@ -235,6 +199,7 @@ export class HostCluster {
     writeFileSync(
       script,
       `#!/bin/sh
+[ ! -e ${this.fenceLies} ] || exit 0
 [ ! -e ${this.fenceFails} ] || { echo "no power switch answers" >&2; exit 1; }
 case $CSNAP_FENCE_HOST in ${names} *) exit 2 ;; esac
 for pid in $(ip netns pids $ns); do kill -9 $pid; done
@@ -285,19 +250,11 @@ echo "$(date +%s.%N) $CSNAP_FENCE_HOST epoch $CSNAP_FENCE_EPOCH" >> ${this.direc
   }
 
   async close(): Promise<void> {
-    for (const host of this.hosts) host.remove();
+    for (const node of [...this.hosts, ...this.clients]) node.remove();
     await this.etcd?.close();
     for (const node of this.etcdNodes) node.remove();
     sh(`ip link del ${this.#bridge} 2>/dev/null || true`);
     rmSync(this.directory, { recursive: true, force: true });
-  }
-}
-
-export function signalled(pid: number, signal: NodeJS.Signals): void {
-  try {
-    process.kill(pid, signal);
-  } catch {
-    // It has ended.
   }
 }
 
@@ -311,19 +268,6 @@ export async function until(
     if (performance.now() > end) throw new Error(`it did not come: ${what()}`);
     await pause(20);
   }
-}
-
-/** Whether any process has this file open. */
-export function isOpen(path: string): boolean {
-  return readdirSync("/proc")
-    .filter((name) => /^\d+$/.test(name))
-    .some((pid) => {
-      try {
-        return readdirSync(`/proc/${pid}/fd`).some((fd) => readlinkSync(`/proc/${pid}/fd/${fd}`) === path);
-      } catch {
-        return false;
-      }
-    });
 }
 
 export async function gone(child: ChildProcess): Promise<void> {

@@ -39,10 +39,15 @@ export interface ClientOptions {
   readonly byExportName?: boolean;
   /** Bytes sent in one piece with GO or EXPORT_NAME. */
   readonly behind?: Buffer;
+  /** Asks for the export's description. */
+  readonly described?: boolean;
   /** How long anything may be waited for. */
   readonly timeoutMs?: number;
   readonly allowHalfOpen?: boolean;
 }
+
+/** NBD_INFO_DESCRIPTION. */
+const DESCRIPTION = 2;
 
 export class ConnectionLost extends Error {
   constructor(readonly how: "end" | "reset") {
@@ -64,6 +69,8 @@ export class NbdClient {
   flags = 0;
   /** Of base:allocation, where it was asked for. */
   contextId = -1;
+  /** The export's, where it was asked for. */
+  description = "";
   readonly socket: Socket;
   readonly #options: ClientOptions;
   readonly #timeoutMs: number;
@@ -109,6 +116,13 @@ export class NbdClient {
     return client;
   }
 
+  /** The server's term, of a described csnap export. */
+  get epoch(): number {
+    const found = / epoch=(\d+)/.exec(this.description)?.[1];
+    if (found === undefined) throw new Error(`no epoch in the description '${this.description}'`);
+    return Number(found);
+  }
+
   get structured(): boolean {
     return this.#options.structured === true || this.#options.baseAllocation === true;
   }
@@ -136,8 +150,11 @@ export class NbdClient {
       this.flags = reply.readUInt16BE(8);
       return;
     }
-    this.raw(ask.go(name), behind);
-    const info = (await this.#acknowledged()).find((reply) => reply.payload.readUInt16BE(0) === 0);
+    this.raw(ask.go(name, ...(this.#options.described ? [DESCRIPTION] : [])), behind);
+    const replies = await this.#acknowledged();
+    const ofType = (type: number) => replies.find((reply) => reply.payload.readUInt16BE(0) === type);
+    this.description = ofType(DESCRIPTION)?.payload.toString("utf8", 2) ?? "";
+    const info = ofType(0);
     if (info === undefined) throw new Error("no INFO_EXPORT");
     this.sizeBytes = Number(info.payload.readBigUInt64BE(2));
     this.flags = info.payload.readUInt16BE(10);

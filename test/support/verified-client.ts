@@ -6,6 +6,7 @@ import { randomUUID } from "node:crypto";
 import { setTimeout as pause } from "node:timers/promises";
 import type { Broker, BrokerEvent } from "../../src/broker/broker.js";
 import { addressOf, ConnectionLost, NbdClient } from "./nbd-client.js";
+import { monotonicMs, TermSpans } from "./term-spans.js";
 
 export const BLOCK = 4096;
 const ANSWER_LIMIT_MS = 3000;
@@ -16,14 +17,22 @@ interface Known {
   sent: number;
 }
 
-/** An acknowledged request: of which term, and when. */
-export interface Acknowledged {
-  readonly epoch: bigint;
-  readonly ms: number;
+/**
+ * Whether a failed call only says that nobody answered: a connection may end, be refused or stay silent; an answer with an
+ * error is a defect (F2). EINVAL is what a blackhole route says to its sender.
+ */
+export function isSilence(error: unknown): boolean {
+  const text = error instanceof Error ? error.message : String(error);
+  return (
+    error instanceof ConnectionLost ||
+    /ECONN|EHOSTUNREACH|ENETUNREACH|EPIPE|ETIMEDOUT|EINVAL|timed out|no answer|not within|^waited \d+ ms/i.test(
+      text,
+    )
+  );
 }
 
 export class VerifiedClient {
-  readonly acknowledged: Acknowledged[] = [];
+  readonly acknowledged = new TermSpans();
   /** ms of each time without an answer that lasted longer than 500 ms */
   readonly stalls: number[] = [];
   readonly problems: string[] = [];
@@ -61,7 +70,7 @@ export class VerifiedClient {
   }
 
   async #run(): Promise<void> {
-    let lastMs = performance.now();
+    let lastMs = monotonicMs();
     while (!this.#stopping) {
       const address = this.#address;
       const uri = address?.uris.find((text) => text.startsWith("nbd://"));
@@ -75,31 +84,22 @@ export class VerifiedClient {
         const client = await NbdClient.open(addressOf(uri), {
           export: `${this.volume}?attachment=${this.#attachment}.${++this.#attempt}`,
           timeoutMs: ANSWER_LIMIT_MS,
+          described: true,
         });
         while (!this.#stopping && this.#address?.epoch === address.epoch) {
+          const askedMs = monotonicMs();
           await this.#one(client);
-          const now = performance.now();
+          const now = monotonicMs();
           if (now - lastMs > 500) this.stalls.push(Math.round(now - lastMs));
           lastMs = now;
-          this.acknowledged.push({ epoch: address.epoch, ms: now });
+          this.acknowledged.saw(client.epoch, askedMs, now);
         }
         await client.disconnect().catch(() => {});
       } catch (error) {
-        this.#judge(error);
+        if (!isSilence(error)) this.problems.push(error instanceof Error ? error.message : String(error));
         await pause(20);
       }
     }
-  }
-
-  /** A connection may end or stay silent; an answer with an error is a defect (F2). */
-  #judge(error: unknown): void {
-    const text = error instanceof Error ? error.message : String(error);
-    const isExpected =
-      error instanceof ConnectionLost ||
-      /ECONN|EHOSTUNREACH|ENETUNREACH|EPIPE|ETIMEDOUT|timed out|no answer|not within|^waited \d+ ms/i.test(
-        text,
-      );
-    if (!isExpected) this.problems.push(text);
   }
 
   async #one(client: NbdClient): Promise<void> {
