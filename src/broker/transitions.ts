@@ -109,12 +109,15 @@ export function behindStore(
   { record, at }: Pick<Found, "record" | "at">,
   { instance, storeEpoch }: ClaimOptions,
 ): { readonly error: CsnapError; readonly record?: ServiceRecord } | undefined {
-  if (!record?.spec || record.spec.storeClass === "local" || storeEpoch <= record.epoch) return undefined;
+  if (!record?.spec || record.spec.storeClass === "local") return undefined;
+  const isOrdered = record.slot.ordered && record.slot.instance === instance;
+  // The order's own number says nothing of what the broker knew before it.
+  const known = isOrdered ? record.epoch - 1n : record.epoch;
+  if (storeEpoch <= known) return undefined;
   const error = new CsnapError(
     "FENCED",
-    `${service}: its store was served with epoch ${storeEpoch}, and this broker knows of ${record.epoch} only: another broker may rule it; if that one is gone for good, \`csnap volume enable --adopt-epoch ${service}\``,
+    `${service}: its store was served with epoch ${storeEpoch}, and this broker knows of ${known} only: another broker may rule it; if that one is gone for good, \`csnap volume enable --adopt-epoch ${service}\``,
   );
-  const isOrdered = record.slot.ordered && record.slot.instance === instance;
   return isOrdered ? { error, record: released(record, "", error.message, at) } : { error };
 }
 

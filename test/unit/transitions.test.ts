@@ -81,8 +81,13 @@ describe("a broker that is behind the store", () => {
     const ordered = heldBy(here);
     const record = shared({ ...ordered, slot: { ...ordered.slot, ordered: true } });
     const refused = behindStore(SERVICE, { record, at: AT }, options({ instance: "old", storeEpoch: 9n }));
-    expect(refused?.error.message).toMatch(/served with epoch 9, .* knows of 1 only: .*enable --adopt-epoch/);
+    expect(refused?.error.message).toMatch(/served with epoch 9, .* knows of 0 only: .*enable --adopt-epoch/);
     expect(refused?.record).toMatchObject({ epoch: 1n, slot: { state: "failed", holder: null } });
+    // One behind is behind: an order counts itself.
+    const judged = (storeEpoch: bigint) =>
+      behindStore(SERVICE, { record, at: AT }, options({ instance: "old", storeEpoch }));
+    expect(judged(1n)?.error.code).toBe("FENCED");
+    expect(judged(0n)).toBeUndefined();
     // By hand there is nothing to stop.
     expect(
       behindStore(SERVICE, { record: shared(newRecord(null, AT)), at: AT }, options({ storeEpoch: 9n }))
