@@ -10,6 +10,7 @@ import { spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { dirname, join } from 'node:path';
+import { stripVTControlCharacters } from 'node:util';
 
 const [projectDir, nodeGyp, nodePrefix, ...wanted] = process.argv.slice(2);
 const copyDir = join(projectDir, 'build-mutants');
@@ -69,8 +70,8 @@ function readMutants() {
       for (const key of ['find', 'replace']) if (Array.isArray(mutant[key])) mutant[key] = mutant[key].join('\n');
       for (const key of text) if (typeof mutant[key] !== 'string') stop(`${name} lacks the text "${key}"`);
       if (!/^([WF]\d+|-)$/.test(mutant.rule)) stop(`${name}: rule "${mutant.rule}" is not like W2, F1 or -`);
-      const ways = ['tests', 'command', 'vitest'].filter((key) => typeof mutant[key] === 'string');
-      if (ways.length !== 1) stop(`${name} must name one of "tests", "command" and "vitest"`);
+      const ways = ['tests', 'command', 'vitest', 'control'].filter((key) => typeof mutant[key] === 'string');
+      if (ways.length !== 1) stop(`${name} must name one of "tests", "command", "vitest" and "control"`);
       return { name: name.replace(/\.json$/, ''), env: {}, ...mutant };
     });
 }
@@ -85,16 +86,27 @@ function configure() {
   if (result.status !== 0) stop(`configuring failed:\n${result.output.slice(-4000)}`);
 }
 
-function build() {
-  return run('make', ['-C', join(copyDir, 'build'), `-j${availableParallelism()}`, 'native_tests'], {
+function make(target) {
+  return run('make', ['-C', join(copyDir, 'build'), `-j${availableParallelism()}`, target], {
     env: { ...process.env, BUILDTYPE: 'Release' },
   });
+}
+
+/** What the mutant's tests run. */
+function build({ vitest, control }) {
+  if (vitest !== undefined) return { status: 0 };
+  if (control === undefined) return make('native_tests');
+  const addon = make('csnap');
+  return addon.status === 0 ? run('npx', ['--no-install', 'tsc', '-p', 'tsconfig.json'], { cwd: copyDir }) : addon;
 }
 
 /** { red, how }: what the mutant's test says about the program as it was last built. */
 function runTests(mutant) {
   const options = { cwd: copyDir, env: { ...process.env, ...mutant.env }, timeout: SECONDS_MAX * 1000, killSignal: 'SIGKILL' };
-  if (mutant.vitest !== undefined) return runVitest(mutant, options);
+  if (mutant.vitest !== undefined) return runVitest(mutant, ['unit', mutant.vitest], options);
+  if (mutant.control !== undefined) {
+    return runVitest(mutant, ['failover', 'controls', '--testNamePattern', `${mutant.control}:`], options);
+  }
   const result =
     mutant.command !== undefined
       ? run('bash', ['-euc', mutant.command], options)
@@ -109,22 +121,25 @@ function runTests(mutant) {
   return { red: result.status !== 0, how, output: result.output };
 }
 
-function runVitest(mutant, options) {
-  const result = run('npx', ['--no-install', 'vitest', 'run', '--project', 'unit', mutant.vitest], options);
+function runVitest(mutant, words, options) {
+  const result = run('npx', ['--no-install', 'vitest', 'run', '--project', ...words], options);
   if (result.error) stop(`${mutant.name}: ${result.error.message}`);
   if (!/Tests .*(passed|failed)/.test(result.output)) stop(`${mutant.name}: no test ran:\n${result.output.slice(-2000)}`);
-  return { red: result.status !== 0, how: `status ${result.status}`, output: result.output };
+  const why = /(?:AssertionError|Error): (.*)/.exec(stripVTControlCharacters(result.output))?.[1] ?? '';
+  return { red: result.status !== 0, how: `status ${result.status}${why && `: ${why.slice(0, 200)}`}`, output: result.output };
 }
 
 /** The tests of all mutants must be green before one of them is changed (M2). */
 function checkGreen(mutants) {
   const seen = new Set();
   for (const mutant of mutants) {
-    const key = JSON.stringify([mutant.tests, mutant.command, mutant.vitest, mutant.env]);
+    const key = JSON.stringify([mutant.tests, mutant.command, mutant.vitest, mutant.control, mutant.env]);
     if (seen.has(key)) continue;
     seen.add(key);
+    const built = build(mutant);
+    if (built.status !== 0) stop(`the unchanged program does not build:\n${built.output.slice(-4000)}`);
     const { red, how, output } = runTests(mutant);
-    if (red) stop(`the unchanged program fails ${mutant.tests ?? mutant.command ?? mutant.vitest} (${how}):\n${output.slice(-4000)}`);
+    if (red) stop(`the unchanged program fails ${mutant.tests ?? mutant.command ?? mutant.vitest ?? mutant.control} (${how}):\n${output.slice(-4000)}`);
   }
 }
 
@@ -145,7 +160,7 @@ function restore(path) {
 function judge(mutant) {
   const problem = apply(mutant);
   if (problem) return { killed: false, how: problem };
-  const built = mutant.vitest === undefined ? build() : { status: 0 };
+  const built = build(mutant);
   if (built.status !== 0) return { killed: false, how: `it does not build:\n${built.output.slice(-2000)}` };
   const { red, how } = runTests(mutant);
   return { killed: red, how: red ? how : 'its test stayed green' };
@@ -159,8 +174,6 @@ if (mutants.length === 0) stop('there is no mutant');
 console.log('== building the unchanged program');
 copyTree();
 configure();
-const plain = build();
-if (plain.status !== 0) stop(`the unchanged program does not build:\n${plain.output.slice(-4000)}`);
 checkGreen(mutants);
 
 let killed = 0;

@@ -1,7 +1,8 @@
 /*
  * Preloaded into a csnap server by server-gate.ts: every fdatasync asks at the unix socket $CSNAP_TEST_GATE
  * before it begins, "PATH\n", and goes on when a byte comes back (or nobody listens); the byte 'e' makes it fail.
- * So a test sees each sync, and decides when it happens and whether.
+ * With $CSNAP_TEST_GATE_WRITES set every pwrite asks as well. So a test sees each sync or write, and decides when it
+ * happens and whether: what waits here is to the server as if it waited in the device.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -38,6 +39,14 @@ static int ask(int fd) {
 int fdatasync(int fd) {
   int (*real)(int) = (int (*)(int))dlsym(RTLD_NEXT, "fdatasync");
   if (ask(fd)) return real(fd);
+  errno = EIO;
+  return -1;
+}
+
+ssize_t pwrite64(int fd, const void *bytes, size_t length, off64_t offset) {
+  ssize_t (*real)(int, const void *, size_t, off64_t) =
+      (ssize_t (*)(int, const void *, size_t, off64_t))dlsym(RTLD_NEXT, "pwrite64");
+  if (getenv("CSNAP_TEST_GATE_WRITES") == NULL || ask(fd)) return real(fd, bytes, length, offset);
   errno = EIO;
   return -1;
 }

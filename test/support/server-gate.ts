@@ -1,6 +1,6 @@
 /**
- * Storage that syncs, or fails to, when a test says so: server-gate.c, preloaded into a server, asks here before each fdatasync.
- * Needs a C compiler.
+ * Storage that syncs, or fails to, when a test says so: server-gate.c, preloaded into a server, asks here before each fdatasync,
+ * and before each pwrite where that is wanted. Needs a C compiler.
  */
 import { execFileSync } from "node:child_process";
 import { createServer, type Server, type Socket } from "node:net";
@@ -8,7 +8,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 
 export class SyncGate {
-  /** Syncs asked for so far, by the path of the file. */
+  /** What was asked for so far, by the path of the file. */
   readonly asked: string[] = [];
   readonly #server: Server;
   readonly #held: { path: string; socket: Socket }[] = [];
@@ -27,15 +27,20 @@ export class SyncGate {
     });
   }
 
-  /** `env` goes to the server. */
-  static async open(directory: string): Promise<SyncGate> {
+  /** `env` goes to the server. @param writes they ask, too */
+  static async open(directory: string, writes = false): Promise<SyncGate> {
     const library = join(directory, "gate.so");
     const source = fileURLToPath(new URL("./server-gate.c", import.meta.url));
     execFileSync("cc", ["-shared", "-fPIC", "-Wall", "-Werror", "-o", library, source, "-ldl"]);
     const path = join(directory, "gate.sock");
     const server = createServer();
     await new Promise<void>((resolve) => server.listen(path, resolve));
-    return new SyncGate({ LD_PRELOAD: library, CSNAP_TEST_GATE: path }, server);
+    const env = {
+      LD_PRELOAD: library,
+      CSNAP_TEST_GATE: path,
+      ...(writes && { CSNAP_TEST_GATE_WRITES: "1" }),
+    };
+    return new SyncGate(env, server);
   }
 
   #ask(path: string, socket: Socket): void {
@@ -46,17 +51,17 @@ export class SyncGate {
     this.#wake();
   }
 
-  /** From now on, syncs of files whose path ends so wait for release(). */
+  /** From now on, what is asked for files whose path ends so waits for release(). */
   hold(suffix: string): void {
     this.#holding = (path) => path.endsWith(suffix);
   }
 
-  /** From now on, syncs of files whose path ends so fail with EIO. */
+  /** From now on, what is asked for files whose path ends so fails with EIO. */
   fail(suffix: string): void {
     this.#failing = (path) => path.endsWith(suffix);
   }
 
-  /** Resolves when a sync is held. */
+  /** Resolves when something is held. */
   async held(): Promise<string> {
     for (;;) {
       const first = this.#held[0];
@@ -67,7 +72,7 @@ export class SyncGate {
     }
   }
 
-  /** Lets held syncs go, and all that follow. */
+  /** Lets go what is held, and all that follows. */
   release(): void {
     this.#holding = () => false;
     for (const { socket } of this.#held.splice(0)) socket.end("g");
