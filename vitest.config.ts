@@ -26,7 +26,12 @@ export default defineConfig({
       project("failover", 15 * MINUTE_MS, true),
       { test: { name: "fuzz", include: ["test/fuzz/**/*.fuzz.ts"] } },
       {
-        test: { name: "bench", include: ["test/bench/**/*.bench.ts"], hookTimeout: MINUTE_MS, pool: "forks" },
+        test: {
+          name: "bench",
+          include: ["test/bench/**/*.bench.ts"],
+          hookTimeout: 2 * MINUTE_MS,
+          pool: "forks",
+        },
       },
       project("vm", 15 * MINUTE_MS, true),
     ],

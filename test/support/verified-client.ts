@@ -31,6 +31,16 @@ export function isSilence(error: unknown): boolean {
   );
 }
 
+/** What a client does: by default as much as it can, every third request a read. */
+export interface Load {
+  /** from the beginning of one request to that of the next, at least */
+  readonly paceMs?: number;
+  /** the part of the requests that are reads */
+  readonly reads?: number;
+  /** Told of each answer: of which term, and when (ms of CLOCK_MONOTONIC). */
+  readonly answered?: (epoch: number, ms: number) => void;
+}
+
 export class VerifiedClient {
   readonly acknowledged = new TermSpans();
   /** ms of each time without an answer that lasted longer than 500 ms */
@@ -41,6 +51,7 @@ export class VerifiedClient {
   readonly #blocks: Known[];
   readonly #ticket;
   #address: Extract<BrokerEvent, { type: "address" }> | undefined;
+  #addressChanged = () => {};
   #stopping = false;
   #done: Promise<void> | undefined;
 
@@ -51,12 +62,15 @@ export class VerifiedClient {
     readonly count: number,
     blocks: number,
     private readonly random: () => number,
+    private readonly load: Load = {},
   ) {
     this.#blocks = Array.from({ length: blocks }, () => ({ acknowledged: 0, sent: 0 }));
     this.#ticket = broker.request({ service: volume });
     this.#ticket.on((event) => {
       if (event.type === "address") this.#address = event;
       else if (event.type === "withdrawn") this.#address = undefined;
+      else return;
+      this.#addressChanged();
     });
   }
 
@@ -81,11 +95,9 @@ export class VerifiedClient {
       try {
         // A new TRY closes the former connection and waits for its writes (F5): without that a request
         // that this client has given up could be performed after a later one.
-        const client = await NbdClient.open(addressOf(uri), {
-          export: `${this.volume}?attachment=${this.#attachment}.${++this.#attempt}`,
-          timeoutMs: ANSWER_LIMIT_MS,
-          described: true,
-        });
+        const client = await this.#open(uri);
+        // A request to a server whose host is lost is never answered.
+        this.#addressChanged = () => client.destroy();
         while (!this.#stopping && this.#address?.epoch === address.epoch) {
           const askedMs = monotonicMs();
           await this.#one(client);
@@ -93,6 +105,9 @@ export class VerifiedClient {
           if (now - lastMs > 500) this.stalls.push(Math.round(now - lastMs));
           lastMs = now;
           this.acknowledged.saw(client.epoch, askedMs, now);
+          this.load.answered?.(client.epoch, now);
+          const restMs = askedMs + (this.load.paceMs ?? 0) - monotonicMs();
+          if (restMs > 0) await pause(restMs);
         }
         await client.disconnect().catch(() => {});
       } catch (error) {
@@ -102,9 +117,28 @@ export class VerifiedClient {
     }
   }
 
+  /** Given up when the address changes: a lost host does not even refuse. */
+  async #open(uri: string): Promise<NbdClient> {
+    const opening = NbdClient.open(addressOf(uri), {
+      export: `${this.volume}?attachment=${this.#attachment}.${++this.#attempt}`,
+      timeoutMs: ANSWER_LIMIT_MS,
+      described: true,
+    });
+    const changed = new Promise<undefined>((resolve) => {
+      this.#addressChanged = () => resolve(undefined);
+    });
+    const client = await Promise.race([opening, changed]);
+    if (client) return client;
+    opening.then(
+      (late) => late.destroy(),
+      () => {},
+    );
+    throw new ConnectionLost("reset");
+  }
+
   async #one(client: NbdClient): Promise<void> {
     const block = Math.floor(this.random() * this.#blocks.length);
-    if (this.random() < 0.3) return this.verify(client, block);
+    if (this.random() < (this.load.reads ?? 0.3)) return this.verify(client, block);
     const known = this.#known(block);
     const version = ++known.sent;
     await client.write(this.#offset(block), this.#content(block, version));
