@@ -16,6 +16,8 @@ export interface AgentDuty {
   readonly agent: InstanceAgent;
   /** The registration is being withdrawn: nothing new is begun. */
   readonly ending: AbortSignal;
+  /** How the service stood at the last look. */
+  readonly latest: () => Found | undefined;
   /** What a change found, which is newer than what was seen before. */
   readonly found: (found: Found) => void;
 }

@@ -40,6 +40,7 @@ export class AgentRunner {
       broker,
       agent,
       ending: this.ending.signal,
+      latest: () => this.latest,
       found: (found) => {
         this.latest = found;
       },

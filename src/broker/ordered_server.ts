@@ -4,11 +4,12 @@
 //     and the epoch, and the server that comes takes the slot over by that instance.
 // AR2 Of several agents the claim's compare-and-swap picks one; the others watch.
 // AR8 An order between hosts is a grant that ends in time like every other: the agent renews it until
-//     its server has taken the slot over.
+//     its server has taken the slot over. That mostly comes before the first renewal is due, and the
+//     renewal's thread would take the processor from it.
 import { messageOf } from "../volume/errors.js";
 import { type AgentDuty, mayOrder } from "./agent_duty.js";
 import type { StartOrder } from "./broker.js";
-import { heldTerm, type StartedLease } from "./lease_keeper.js";
+import { heldTerm, type LeasePulse, type StartedLease } from "./lease_keeper.js";
 import { backoffMaxMs } from "./order_delay.js";
 import { type ServiceRecord, vacantSlot } from "./record.js";
 import type { Runtime } from "./runtime.js";
@@ -19,6 +20,8 @@ const backoffMinMs = 200;
 /** One that served this long had not failed to start. */
 const settledMs = 10_000;
 const startLimitMs = 30_000;
+/** Before an order is renewed for the first time; a server takes some 100 ms to take it over. */
+const orderQuietMs = 700;
 
 export class OrderedServer {
   private backoffMs = backoffMinMs;
@@ -36,7 +39,10 @@ export class OrderedServer {
     const { service } = registration;
     const order: StartOrder = { service, instance: record.slot.instance, epoch: record.epoch };
     // AR8. The server's own renewals go on from there.
-    const pulse = started?.keep(heldTerm(service, record), () => {});
+    let pulse: LeasePulse | undefined;
+    const renewing = broker.runtime.after(orderQuietMs, () => {
+      if (!this.isTakenOver(order)) pulse = started?.keep(heldTerm(service, record), () => {});
+    });
     const startedMs = broker.runtime.monotonicMs();
     let why: string | undefined;
     try {
@@ -44,9 +50,17 @@ export class OrderedServer {
     } catch (error) {
       why = `the agent could not start it: ${messageOf(error)}`;
     } finally {
+      renewing.cancel();
       await pulse?.end();
     }
     if (why !== undefined) await this.noteEnd(order, why, broker.runtime.monotonicMs() - startedMs);
+  }
+
+  /** By what was seen last: the slot is its server's, or a newer term's. */
+  private isTakenOver({ instance, epoch }: StartOrder): boolean {
+    const { record } = this.duty.latest() ?? {};
+    if (!record || record.epoch !== epoch) return record !== undefined && record.epoch > epoch;
+    return record.slot.instance !== instance || !record.slot.ordered;
   }
 
   /** AR1, AR2; undefined: somebody else was faster. */

@@ -5,6 +5,8 @@
 // RW2 A record of another term, or an administrator's reset, ends the grant at once.
 // RW3 A record that vanished is written again as the grant knows it, with a new number, if none has
 //     come since (RG2).
+// RW4 The claim itself counts as the first renewal: while the server opens its store and publishes,
+//     the record is left to it.
 import { messageOf } from "../volume/errors.js";
 import type { BoottimeClock } from "./clock.js";
 import { HeldLease, type LeaseTiming } from "./lease.js";
@@ -44,8 +46,9 @@ export class Renewal {
 
   /** Resolves after its last word to the storage. */
   async run(): Promise<void> {
-    const { records, clock, runtime, timing, term } = this.parts;
+    const { records, clock, term } = this.parts;
     let base: Versioned | undefined;
+    await this.pauseFrom(this.parts.claimSentMs);
     while (!this.isEnding) {
       const started = clock();
       try {
@@ -56,8 +59,14 @@ export class Renewal {
         // The storage does not answer: what was sent may have been stored.
         base = undefined;
       }
-      await this.pause(started + timing.renewMs * (0.9 + 0.2 * runtime.random()) - clock());
+      await this.pauseFrom(started);
     }
+  }
+
+  /** Until the next renewal is due. */
+  private pauseFrom(renewedMs: number): Promise<void> {
+    const { clock, runtime, timing } = this.parts;
+    return this.pause(renewedMs + timing.renewMs * (0.9 + 0.2 * runtime.random()) - clock());
   }
 
   end(): void {

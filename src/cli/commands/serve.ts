@@ -2,6 +2,7 @@
 import { writeSync } from "node:fs";
 import { createInterface } from "node:readline";
 import { type Command, Option } from "commander";
+import type { Broker } from "../../broker/broker.js";
 import { openBroker } from "../../broker/open.js";
 import { inheritedDescriptors } from "../../nbd/listen.js";
 import { loadDefinition, type VolumeDefinition } from "../../volume/definition.js";
@@ -78,12 +79,13 @@ async function serve(context: Context, name: string, options: ServeOptions): Pro
   ]);
   const plan = planServe(name, context.runDir, settings, inherited);
   const native = await loadNative();
-  const instance = standby ? await orderedInstance() : undefined;
-  if (standby && instance === undefined) return;
-  await refuseServed(context, definition);
+  const broker = openBroker(context.brokerUrl, context, native);
+  const instance = standby ? await orderedInstance(broker, name) : undefined;
+  if (standby && instance === undefined) return broker.close();
+  if (!standby) await refuseServed(context, definition);
   await serveVolume({
     native,
-    broker: openBroker(context.brokerUrl, context, native),
+    broker,
     instance,
     definition,
     runDir: context.runDir,
@@ -96,7 +98,11 @@ async function serve(context: Context, name: string, options: ServeOptions): Pro
 }
 
 /** The instance that the agent's order names; undefined: the agent has ended. */
-async function orderedInstance(): Promise<string | undefined> {
+async function orderedInstance(broker: Broker, name: string): Promise<string | undefined> {
+  // The first call compiles and connects; that shall not cost the claim's time.
+  broker.describe(name).catch(() => {
+    // The claim says it, if that meets the same.
+  });
   const lines = createInterface({ input: process.stdin });
   for await (const line of lines) {
     // What follows is nothing to a server: it goes on without its agent.
