@@ -33,6 +33,7 @@ export default defineConfig({
           pool: "forks",
         },
       },
+      project("schedules", 60 * MINUTE_MS, false),
       project("vm", 15 * MINUTE_MS, true),
     ],
   },

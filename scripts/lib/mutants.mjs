@@ -103,7 +103,7 @@ function build({ vitest, control }) {
 /** { red, how }: what the mutant's test says about the program as it was last built. */
 function runTests(mutant) {
   const options = { cwd: copyDir, env: { ...process.env, ...mutant.env }, timeout: SECONDS_MAX * 1000, killSignal: 'SIGKILL' };
-  if (mutant.vitest !== undefined) return runVitest(mutant, ['unit', mutant.vitest], options);
+  if (mutant.vitest !== undefined) return runVitest(mutant, [mutant.vitest.split('/')[1], mutant.vitest], options);
   if (mutant.control !== undefined) {
     return runVitest(mutant, ['failover', 'controls', '--testNamePattern', `${mutant.control}:`], options);
   }

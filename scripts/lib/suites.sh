@@ -4,14 +4,14 @@
 # U1 Cheap suites come first, as a developer wants to learn of a mistake early; then the longest.
 # U2 A budget includes building what only this suite needs, beside another suite.
 
-readonly SUITES=(lint unit devices native native-asan vm native-tsan simulation wire crash failover fuzz package)
+readonly SUITES=(lint unit devices native native-asan vm native-tsan simulation schedules wire crash failover fuzz package)
 readonly SLOTS_MAX=2
 
 # Minutes in the default tier and with --full.
 declare -rA BUDGET_QUICK=([lint]=4 [unit]=6 [vm]=20 [devices]=28 [native]=12 [native-asan]=20 [native-tsan]=25
-  [simulation]=10 [wire]=10 [crash]=10 [failover]=12 [fuzz]=12 [package]=10 [mutants]=45)
+  [simulation]=10 [schedules]=10 [wire]=10 [crash]=10 [failover]=12 [fuzz]=12 [package]=10 [mutants]=45)
 declare -rA BUDGET_FULL=([lint]=4 [unit]=6 [vm]=30 [devices]=90 [native]=20 [native-asan]=30 [native-tsan]=40
-  [simulation]=40 [wire]=12 [crash]=15 [failover]=45 [fuzz]=55 [package]=10 [mutants]=55)
+  [simulation]=40 [schedules]=80 [wire]=12 [crash]=15 [failover]=45 [fuzz]=55 [package]=10 [mutants]=55)
 
 # What a suite's outcome depends on, beside the tool versions; the rest depend on everything.
 declare -rA INPUTS=(
@@ -19,6 +19,7 @@ declare -rA INPUTS=(
   [native-asan]='native binding.gyp package-lock.json scripts test/fixtures'
   [native-tsan]='native binding.gyp package-lock.json scripts test/fixtures'
   [simulation]='native binding.gyp package-lock.json scripts test/fixtures'
+  [schedules]='src test/schedules test/support package-lock.json vitest.config.ts scripts'
 )
 
 readonly TEST_PACKAGES=(g++ make python3 git doctest-dev clang-format-14 clang-16 libclang-rt-16-dev
@@ -75,6 +76,19 @@ suite_simulation() {
     pids+=($!)
   done
   for pid in "${pids[@]}"; do wait "$pid" || status=$?; done
+  return "$status"
+}
+
+# Whole clusters in virtual time; one process per processor, as each runs on one thread.
+suite_schedules() {
+  local shards shard pid pids=() status=0
+  shards=$(nproc)
+  for ((shard = 0; shard < shards; shard++)); do
+    CSNAP_SHARD=$shard/$shards vitest "schedules-$shard" schedules schedules.test &
+    pids+=($!)
+  done
+  for pid in "${pids[@]}"; do wait "$pid" || status=$?; done
+  vitest mistakes schedules mistakes.test
   return "$status"
 }
 
