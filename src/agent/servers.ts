@@ -29,7 +29,7 @@ const pollMs = 50;
 const probeEveryMs = 3000;
 
 /** What is used of a child process. */
-export interface ServerProcess extends Pick<ChildProcess, "pid" | "exitCode" | "kill" | "unref"> {
+export interface ServerProcess extends Pick<ChildProcess, "pid" | "kill" | "unref"> {
   readonly stdin: {
     on(event: "error", listener: () => void): unknown;
     write(text: string): unknown;
@@ -124,9 +124,11 @@ export class HostServers implements InstanceAgent {
     const server = { ...spare, order };
     this.running.set(instance, server);
     this.tallies.started(service);
+    server.process.once("exit", (status) => {
+      if (status !== 0) this.tallies.lost(service, "died");
+    });
     void server.ended.then((why) => {
       this.running.delete(instance);
-      if (server.process.exitCode !== 0) this.tallies.lost(service, "died");
       this.log(`${service}: server with epoch ${order.epoch}: ${why}`);
     });
     server.process.stdin?.write(`${JSON.stringify({ instance, epoch: String(order.epoch) })}\n`);
