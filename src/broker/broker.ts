@@ -262,8 +262,11 @@ export interface Broker {
   /** An administrator's word that the store's epoch counts, which this broker did not grant (F1). */
   adoptEpoch(service: string, storeEpoch: Epoch): Promise<void>;
   describe(service: string): Promise<ServiceView | undefined>;
-  /** An administrator's word that the silent holder's host can't write any more. INVALID_ARGUMENT. */
-  confirmFence(service: string, who: string): Promise<void>;
+  /**
+   * An administrator's word that the host which silently holds this epoch can't write any more.
+   * INVALID_ARGUMENT where another has it by now, or is not silent.
+   */
+  confirmFence(service: string, epoch: Epoch, who: string): Promise<void>;
   /** The service is not declared any more; its epochs are never granted again. BUSY while held. */
   forget(service: string): Promise<void>;
   /** Ends a ticket; its listeners hear nothing more. */

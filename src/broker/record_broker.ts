@@ -237,10 +237,10 @@ export class RecordBroker implements Broker {
     });
   }
 
-  async confirmFence(service: string, who: string): Promise<void> {
+  async confirmFence(service: string, epoch: Epoch, who: string): Promise<void> {
     await this.observed(service);
     await this.change(service, (found) => ({
-      record: fenceConfirmed(service, found, who),
+      record: fenceConfirmed(service, found, epoch, who),
       value: undefined,
     }));
   }

@@ -89,14 +89,27 @@ export function renewed(record: ServiceRecord, seq: number): ServiceRecord {
   return beat ? { ...record, slot: { ...record.slot, beat: { ...beat, seq } } } : record;
 }
 
-/** TR3: an administrator knows that the silent holder's host can't write any more. */
-export function fenceConfirmed(service: string, { record, life, at }: Found, who: string): ServiceRecord {
+/**
+ * TR3: an administrator knows that the silent holder's host can't write any more. `epoch` is what it was
+ * known of: between a look at the host and the word, another may have taken over and fallen silent.
+ */
+export function fenceConfirmed(
+  service: string,
+  { record, life, at }: Found,
+  epoch: Epoch,
+  who: string,
+): ServiceRecord {
   if (!record || life !== "silent" || !record.slot.holder)
     throw new CsnapError(
       "INVALID_ARGUMENT",
       `${service}: nothing to confirm: no host that had it is silent (\`csnap volume explain ${service}\` says how it stands)`,
     );
   const { holder } = record.slot;
+  if (record.epoch !== epoch)
+    throw new CsnapError(
+      "INVALID_ARGUMENT",
+      `${service}: nothing to confirm for epoch ${epoch}: ${holder.host} has epoch ${record.epoch} by now: \`csnap volume explain ${service}\` says how it stands`,
+    );
   return { ...record, slot: vacantSlot(`${who} confirmed that ${holder.host} can't write any more`, at) };
 }
 
@@ -200,7 +213,7 @@ export function heldError(service: string, { slot, epoch }: ServiceRecord, life:
   if (life === "silent" && holder)
     return new CsnapError(
       "BUSY",
-      `${service}: nothing is heard of ${holder.host}, which has epoch ${epoch} and may still write: bring it back, or, once it is off for certain, \`csnap volume fence-confirm ${service}\``,
+      `${service}: nothing is heard of ${holder.host}, which has epoch ${epoch} and may still write: bring it back, or, once it is off for certain, \`csnap volume fence-confirm ${service} --epoch ${epoch}\``,
     );
   const pid = holder?.pid;
   const use = slot.ordered

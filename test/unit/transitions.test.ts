@@ -48,16 +48,23 @@ describe("a slot", () => {
   it("of a holder that is only silent is not: it may still write", () => {
     const record = heldBy(there);
     expect(() => claim(record, "silent")).toThrow(
-      /^disk1: nothing is heard of there, which has epoch 1 and may still write: .*fence-confirm disk1/,
+      /^disk1: nothing is heard of there, which has epoch 1 and may still write: .*fence-confirm disk1 --epoch 1`/,
     );
-    const confirmed = fenceConfirmed(SERVICE, { record, life: "silent", at: AT }, "root on here");
+    const confirmed = fenceConfirmed(SERVICE, { record, life: "silent", at: AT }, 1n, "root on here");
     expect(confirmed.slot.reason).toBe("root on here confirmed that there can't write any more");
     expect(claim(confirmed, "gone").epoch).toBe(2n);
   });
 
+  it("that another term has by now is not freed by a word about the former one", () => {
+    const found = { record: { ...heldBy(there), epoch: 2n }, life: "silent" as const, at: AT };
+    expect(() => fenceConfirmed(SERVICE, found, 1n, "root")).toThrow(
+      /^disk1: nothing to confirm for epoch 1: there has epoch 2 by now: .*explain disk1/,
+    );
+  });
+
   it("of one that is alive or gone has nothing to confirm", () => {
     for (const life of ["alive", "gone"] as const)
-      expect(() => fenceConfirmed(SERVICE, { record: heldBy(there), life, at: AT }, "root")).toThrow(
+      expect(() => fenceConfirmed(SERVICE, { record: heldBy(there), life, at: AT }, 1n, "root")).toThrow(
         /nothing to confirm/,
       );
   });

@@ -98,8 +98,8 @@ describe("etcd: grants between hosts", () => {
       expect(reason).toContain("nothing is heard of it");
       const { code, message } = await refusal(beta.claim("disk1", claimOptions()));
       expect(code).toBe("BUSY");
-      expect(message).toContain("csnap volume fence-confirm disk1");
-      await beta.confirmFence("disk1", "root on beta");
+      expect(message).toContain("csnap volume fence-confirm disk1 --epoch 1");
+      await beta.confirmFence("disk1", 1n, "root on beta");
       const grant = await beta.claim("disk1", claimOptions());
       expect(grant.epoch).toBe(2n);
       server.process.kill("SIGCONT");
@@ -120,7 +120,7 @@ describe("etcd: grants between hosts", () => {
     const url = shared.url(`prefix=/csnap/${randomUUID()}`);
     const [alpha, beta] = [await hostNamed("alpha", url), await hostNamed("beta", url)];
     const grant = await alpha.claim("disk1", claimOptions());
-    const { message } = await refusal(beta.confirmFence("disk1", "root on beta"));
+    const { message } = await refusal(beta.confirmFence("disk1", 1n, "root on beta"));
     expect(message).toContain("nothing to confirm");
     await grant.release();
     await Promise.all([alpha.close(), beta.close()]);

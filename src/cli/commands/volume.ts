@@ -1,6 +1,6 @@
 // `csnap volume`: what is declared of a volume's service, who serves it, and the administrator's word.
 import { userInfo } from "node:os";
-import { type Command, Option } from "commander";
+import { type Command, InvalidArgumentError, Option } from "commander";
 import {
   type Broker,
   defaultSpec,
@@ -56,12 +56,7 @@ export function registerVolume(program: Command): void {
     "Asks the volume's server to stop, as SIGTERM does, and refuses every other until `csnap volume enable`. Commands that change the volume offline still work.",
     (context, name) => setEnabled(context, name, false),
   );
-  one(
-    "fence-confirm",
-    "say that a silent host can't write any more",
-    "For a volume whose last server's host gives no sign: another may take over once an administrator has made sure that the host is off, or cut off from the store. Recorded with the name of who says so.",
-    confirmFence,
-  );
+  registerFenceConfirm(volume);
   one(
     "explain",
     "say why it is served where it is, or why not",
@@ -117,6 +112,30 @@ function registerMove(volume: Command): void {
     .requiredOption("--to <host>", "the host that shall serve it; its agent must offer to")
     .action((text: string, { to }: { to: string }) => move(contextOf(command), checkVolumeName(text), to));
   examples(command, "csnap volume move disk1 --to beta", "csnap volume move mail --to alpha");
+}
+
+function registerFenceConfirm(volume: Command): void {
+  const command = volume
+    .command("fence-confirm")
+    .summary("say that a silent host can't write any more")
+    .description(
+      "For a volume whose last server's host gives no sign: another may take over once an administrator has made sure that the host is off, or cut off from the store. Recorded with the name of who says so.",
+    )
+    .argument("<volume>", "the volume")
+    .requiredOption("--epoch <epoch>", "which that host has, as `csnap volume explain` says", parseEpoch)
+    .action((text: string, { epoch }: { epoch: bigint }) =>
+      confirmFence(contextOf(command), checkVolumeName(text), epoch),
+    );
+  examples(
+    command,
+    "csnap volume fence-confirm disk1 --epoch 3",
+    "csnap volume fence-confirm mail --epoch 12",
+  );
+}
+
+function parseEpoch(text: string): bigint {
+  if (/^\d{1,20}$/.test(text)) return BigInt(text);
+  throw new InvalidArgumentError("It must be a number.");
 }
 
 function registerShow(volume: Command): void {
@@ -207,10 +226,10 @@ async function move(context: Context, name: string, to: string): Promise<void> {
   print(`${name} is being moved to ${to}: \`csnap volume show ${name}\` says when it is there`);
 }
 
-async function confirmFence(context: Context, name: string): Promise<void> {
+async function confirmFence(context: Context, name: string, epoch: bigint): Promise<void> {
   loadDefinition(context.stateDir, name);
   const { username } = userInfo();
-  await brokerOf(context).confirmFence(name, `${username} on ${hostName()}`);
+  await brokerOf(context).confirmFence(name, epoch, `${username} on ${hostName()}`);
   print(`${name}: its former host is recorded as fenced; it may be served`);
 }
 
@@ -283,7 +302,7 @@ function explanation(name: string, view: ServiceView | undefined): string {
   if (view.state === "failed")
     return `${name} is not served: its server stopped after an error (${why}): \`csnap check ${name}\` says what is left, then serve it by hand`;
   if (holder?.silent)
-    return `${name}: nothing is heard of ${holder.host}, whose process ${holder.pid} had epoch ${epoch} and may still write: bring that host back, or, once it is off for certain, \`csnap volume fence-confirm ${name}\``;
+    return `${name}: nothing is heard of ${holder.host}, whose process ${holder.pid} had epoch ${epoch} and may still write: bring that host back, or, once it is off for certain, \`csnap volume fence-confirm ${name} --epoch ${epoch}\``;
   if (holder && !holder.alive)
     return `${name} is not served: process ${holder.pid} on ${holder.host}, which had epoch ${epoch}, is gone without stopping in order${next(view)}`;
   if (holder && view.state === "published") {

@@ -218,14 +218,18 @@ export class Faults {
     void this.world.admin.move(VOLUME, this.host().name).catch(() => {});
   }
 
-  /** Only after having taken the power of the host that was seen to be silent. */
+  /** After having taken the power of the host that was seen to be silent, and perhaps long after. */
   async confirm(): Promise<void> {
     const { world } = this;
     const view = await world.admin.describe(VOLUME).catch(() => undefined);
     const host = world.hosts.find(({ name }) => name === view?.holder?.host);
     if (!view?.holder?.silent || !host) return;
     world.powerOff(host);
-    await world.admin.confirmFence(VOLUME, "the administrator").catch(() => {});
+    const { time, chance } = world.universe;
+    await new Promise<void>((resolve) => {
+      time.after(chance.between(0, 15_000), resolve);
+    });
+    await world.admin.confirmFence(VOLUME, view.epoch, "the administrator").catch(() => {});
   }
 
   reportBad(): void {
