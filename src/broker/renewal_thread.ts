@@ -1,7 +1,7 @@
 // Starts the thread that renews a grant, and talks to it. Used by the lease keeper where the storage
 // is etcd.
 //
-// RT3 The deadline is shared memory: the thread moves it, whatever the main thread is doing.
+// RN1 The deadline is shared memory: the thread moves it, whatever the main thread is doing.
 import { once } from "node:events";
 import { Worker } from "node:worker_threads";
 import type { LeaseTiming } from "./lease.js";
