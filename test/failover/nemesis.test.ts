@@ -106,7 +106,6 @@ describe.skipIf(process.getuid?.() !== 0)("hosts that share a store", () => {
     console.log(
       `CSNAP_SEED=${seed}: ${SECONDS} s, ${acknowledged.answers} answers, ${history.epochs} epochs in ${history.revisions} records, ${grants.valid.answers} grants seen valid and ${grants.ended} ended, fenced ${cluster.fenced().length} times, ${nemesis.snapshotsTaken} snapshots compared ${compared} times, service back after ${returnedMs} ms; stalls over 500 ms: ${stalls.length}, median ${stalls[stalls.length >> 1]}, longest ${stalls.at(-1)} ms`,
       nemesis.done,
-      cluster.fenced(),
     );
     const problems = [
       ...reports.flatMap((report) => report.problems),

@@ -43,7 +43,8 @@ export class Host extends NetworkNode {
     private readonly shared: string,
     directory: string,
     broker: string,
-    env: NodeJS.ProcessEnv = {},
+    /** of the csnap processes here, and of nothing that starts them */
+    private readonly ownEnv: NodeJS.ProcessEnv = {},
   ) {
     super(where);
     const loop = (file: string) => sh(`losetup --find --show --direct-io=on ${join(shared, file)}`);
@@ -51,7 +52,6 @@ export class Host extends NetworkNode {
     this.controlSocket = join(directory, `${hostName}.run`, `${VOLUME}.control`);
     this.env = {
       ...process.env,
-      ...env,
       CSNAP_HOST: hostName,
       CSNAP_BROKER: broker,
       CSNAP_STATE_DIR: join(directory, hostName),
@@ -61,8 +61,9 @@ export class Host extends NetworkNode {
   }
 
   spawn(words: readonly string[]): ChildProcess {
+    // What is preloaded may leave shared memory behind when it is killed: it ends with the namespace.
     const script = `mount --make-rprivate / && mount --bind '${this.shared}' '${this.shared}' &&
-      mount -o remount,ro,bind '${this.shared}' && exec "$@"`;
+      mount -o remount,ro,bind '${this.shared}' && mount -t tmpfs tmpfs /dev/shm && exec "$@"`;
     const args = [
       "netns",
       "exec",
@@ -71,6 +72,8 @@ export class Host extends NetworkNode {
       "-ec",
       script,
       "-",
+      "/usr/bin/env",
+      ...Object.entries(this.ownEnv).map(([name, value]) => `${name}=${value}`),
       process.execPath,
       MAIN,
       ...words,

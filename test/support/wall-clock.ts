@@ -26,7 +26,6 @@ export class WallClock {
       FAKETIME_TIMESTAMP_FILE: this.#file,
       FAKETIME_CACHE_DURATION: "1",
       FAKETIME_DONT_FAKE_MONOTONIC: "1",
-      FAKETIME_DISABLE_SHM: "1",
       NO_FAKE_STAT: "1",
     };
   }
