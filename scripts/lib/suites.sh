@@ -25,7 +25,7 @@ declare -rA INPUTS=(
 readonly TEST_PACKAGES=(g++ make python3 git doctest-dev clang-format-14 clang-16 libclang-rt-16-dev
   nbdkit libnbd-bin file python3-libnbd fuse3 qemu-utils qemu-system-x86 nbd-client nbd-server fio
   busybox-static e2fsprogs xfsprogs gnutls-bin openssl curl systemd groff-base man-db
-  etcd-server iproute2 util-linux faketime)
+  etcd-server iproute2 util-linux faketime resource-agents libxml2-utils)
 
 # The long simulations among the native tests are a suite of their own; each takes its share of the
 # work by CSNAP_SHARD. Under the sanitizers they run at a twentieth of the size, with all others.

@@ -22,6 +22,7 @@ interface DefineOptions {
   readonly fence: string;
   readonly host?: readonly string[];
   readonly iAcceptStaleWrites?: boolean;
+  readonly startedBy: "agent" | "manager";
 }
 
 export function registerVolume(program: Command): void {
@@ -81,6 +82,14 @@ function registerDefine(volume: Command): void {
     )
     .option("--fence <method>", "none, scsi-pr, nvme-resv or command=CMD: how a lost host is cut off", "none")
     .option("--host <host>", "a host that may serve it (default: any that can); may be repeated", collect)
+    .addOption(
+      new Option(
+        "--started-by <who>",
+        "csnap's agents, or another resource manager, such as Pacemaker: no agent starts it then",
+      )
+        .choices(["agent", "manager"])
+        .default("agent"),
+    )
     .option("--i-accept-stale-writes", "writes of a lost host may land after a takeover")
     .action((name: string, options: DefineOptions) =>
       define(contextOf(command), checkVolumeName(name), options),
@@ -159,14 +168,15 @@ async function define(context: Context, name: string, options: DefineOptions): P
   const { uuid } = loadDefinition(context.stateDir, name);
   const spec: ServiceSpec = {
     ...defaultSpec(name, uuid),
-    instances: { max: 1, min: 1 },
+    // Where another manager decides, an agent that restarted it would start a second one (F7).
+    instances: { max: 1, min: options.startedBy === "agent" ? 1 : 0 },
     storeClass: options.storeClass,
     fencing: parseFence(options.fence, options.iAcceptStaleWrites ?? false),
     hosts: options.host ?? [],
   };
   await declare(brokerOf(context), spec);
   print(
-    `${name}: exactly one server, store class ${spec.storeClass}, fence ${options.fence}, on ${hostsText(spec)}`,
+    `${name}: ${serversText(spec)}, store class ${spec.storeClass}, fence ${options.fence}, on ${hostsText(spec)}`,
   );
 }
 
@@ -176,6 +186,10 @@ function parseFence(text: string, acceptStaleWrites: boolean): FencePolicy {
   if (command !== undefined) return { policy: "command", command, ...accepted };
   if (text === "none" || text === "scsi-pr" || text === "nvme-resv") return { policy: text, ...accepted };
   throw usageError(`--fence '${text}' is not known: it is none, scsi-pr, nvme-resv or command=CMD`);
+}
+
+function serversText({ instances }: ServiceSpec): string {
+  return instances.min === 1 ? "exactly one server" : "at most one server, which no agent starts";
 }
 
 function hostsText({ hosts }: ServiceSpec): string {
@@ -244,7 +258,7 @@ async function show(context: Context, name: string, json: boolean): Promise<void
   const state = view ? stateText(view) : "never served";
   const lines = [
     `${name}: ${state}`,
-    `  declared   exactly one server, store class ${spec.storeClass}, fence ${spec.fencing.policy}, on ${hostsText(spec)}`,
+    `  declared   ${serversText(spec)}, store class ${spec.storeClass}, fence ${spec.fencing.policy}, on ${hostsText(spec)}`,
     `  enabled    ${view?.adminState === "disabled" ? "no" : "yes"}`,
     `  epoch      ${view?.epoch ?? 0}`,
   ];
@@ -280,6 +294,7 @@ function recordOf(spec: ServiceSpec, view: ServiceView | undefined) {
     host: view?.holder?.host ?? null,
     pid: view?.holder?.pid ?? null,
     alive: view?.holder?.alive ?? false,
+    silent: view?.holder?.silent ?? false,
     uris: view?.address?.uris ?? [],
     control_socket: view?.address?.controlSocket ?? null,
     since: view?.since ?? null,
