@@ -49,6 +49,10 @@ Status Status::from_errno(int error_number, std::string what) {
   if (error_number == ENOSPC || error_number == EDQUOT || error_number == EFBIG)
     code = Code::NO_SPACE;
   if (error_number == EOPNOTSUPP) code = Code::NOT_SUPPORTED;
+  // The block layer's word for a reservation conflict.
+  if (error_number == EBADE)
+    return Status(Code::FENCED, std::move(what) + " was refused: another host has reserved it",
+                  error_number);
   return Status(code, std::move(what) + ": " + std::strerror(error_number), error_number);
 }
 

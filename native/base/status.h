@@ -33,7 +33,8 @@ class [[nodiscard]] Status {
   Status(Status&&) noexcept = default;
   Status& operator=(Status&&) noexcept = default;
 
-  // IO_ERROR, or NO_SPACE for ENOSPC, EDQUOT and EFBIG; text "<what>: <strerror>".
+  // IO_ERROR, NO_SPACE for ENOSPC, EDQUOT and EFBIG, NOT_SUPPORTED for EOPNOTSUPP, FENCED for EBADE
+  // (the device is reserved, F8); text "<what>: <strerror>".
   static Status from_errno(int error_number, std::string what);
 
   bool ok() const { return rep_ == nullptr; }

@@ -10,8 +10,12 @@ Status GatedDevice::refuse() const {
   return status;
 }
 
-// GD2
+// GD2, GD4
 Status GatedDevice::completed(Status status, bool keep_error) {
+  if (status.code() == Code::FENCED) {
+    fenced_(status);
+    return status;
+  }
   if (gate_.admit() || (keep_error && !status.ok())) return status;
   return refuse();
 }

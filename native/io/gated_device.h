@@ -9,6 +9,9 @@
 //       (W9): D3 outlives this grant.
 //  GD3  `fenced` is told before FENCED is answered, by every thread that meets it. It must not
 //       block, and may use the device.
+//  GD4  A device that refuses a change since another host has it reserved (F8) ends the grant,
+//       whatever the gate says: the volume stops as if the gate had closed. A sync, too: it is this
+//       host that was shut out, no disk has failed.
 #pragma once
 
 #include <functional>

@@ -3,6 +3,7 @@
 #include "io/gated_device.h"
 
 #include <doctest/doctest.h>
+#include <errno.h>
 
 #include <string>
 #include <vector>
@@ -99,6 +100,39 @@ TEST_CASE(
       // Told of a lost grant, the volume would not mark the failed sync.
       CHECK(rig.told.size() == (fenced ? 1 : 0));
     }
+  }
+}
+
+// As a block device reports a reservation conflict (EBADE).
+class ReservedDevice final : public Device {
+ public:
+  uint64_t size_bytes() const override { return 8192; }
+  const std::string& name() const override { return name_; }
+  Status read(uint64_t, void*, size_t) override { return Status(); }
+  Status write(uint64_t, const void*, size_t) override { return refusal(); }
+  Status sync() override { return refusal(); }
+  Status zero(uint64_t, uint64_t, ZeroMode) override { return refusal(); }
+  Status discard(uint64_t, uint64_t) override { return refusal(); }
+  DeviceExtent extent_at(uint64_t, uint64_t length) override { return {length, false}; }
+
+ private:
+  Status refusal() const { return Status::from_errno(EBADE, name_ + ": write"); }
+  const std::string name_ = "disk";
+};
+
+TEST_CASE("gated device: one that another host has reserved ends the grant (GD4)") {
+  for (const auto& [name, op, run] : Rig::changes()) {
+    CAPTURE(name);
+    Gate gate;
+    ReservedDevice below;
+    std::vector<Status> told;
+    GatedDevice device(below, gate, [&](const Status& why) { told.push_back(why); });
+    const Status status = run(device);
+    CHECK(status.code() == Code::FENCED);
+    CHECK(status.message() == "disk: write was refused: another host has reserved it");
+    REQUIRE(told.size() == 1);
+    CHECK(told[0].code() == Code::FENCED);
+    CHECK(gate.is_open());
   }
 }
 
