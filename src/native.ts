@@ -101,7 +101,19 @@ export interface OpenVolumeOptions {
    * included; absent: nothing bounds the term (one kernel, whose lock decides)
    */
   readonly gate?: number;
+  /**
+   * Store and origin are reserved for this host before anything is written, and stay so when the
+   * volume is closed (F8). FENCED, NOT_SUPPORTED, PERMISSION, IO_ERROR. Absent: they are not.
+   */
+  readonly reservation?: NativeReservation;
   readonly onEvent?: (event: NativeVolumeEvent) => void;
+}
+
+/** Keys of persistent reservations, 64 bits each, never 0. */
+export interface NativeReservation {
+  readonly key: bigint;
+  /** of other hosts that may be registered: these are shut out */
+  readonly others: readonly bigint[];
 }
 
 export type VolumeEventKind =
@@ -364,6 +376,20 @@ export interface NativeBinding {
   shutGate(gate: number): void;
   /** CLOCK_BOOTTIME, with a fraction: goes on in a suspend, never leaps. */
   boottimeMs(): number;
+
+  // Persistent reservations of block devices (linux/pr.h). Every call has a thread of its own, and
+  // takes as long as the device does. NOT_SUPPORTED (with the remedy) where a device has none.
+
+  /**
+   * Shuts the other hosts out: their writes are refused by the devices from then on, and what they had
+   * under way is aborted. Resolves only if that is certain for all devices; what was reserved stays so
+   * in any case. BUSY: a server of this host has them open.
+   */
+  fenceDevices(paths: readonly string[], reservation: NativeReservation): Promise<void>;
+  /** Whether the device can be reserved. Changes nothing. */
+  probeReservation(path: string): Promise<void>;
+  /** Ends all reservations and registrations of the devices. BUSY as above. */
+  clearReservations(paths: readonly string[], key: bigint): Promise<void>;
 
   // The kernel's nbd client. Every call has a thread of its own: one that the kernel does not answer
   // holds up neither Node nor the end of the process. Needs CAP_SYS_ADMIN (PERMISSION).

@@ -8,6 +8,7 @@
 #include "addon/netlink_calls.h"
 #include "addon/notify_socket.h"
 #include "addon/plumbing.h"
+#include "addon/reservation_calls.h"
 #include "addon/store_calls.h"
 #include "addon/volume_object.h"
 #include "store/format.h"
@@ -72,6 +73,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   add("storeDescriptor", store_descriptor_call);
   add_gate_calls(env, exports);
   add_netlink_calls(env, exports);
+  add_reservation_calls(env, exports);
   return exports;
 }
 

@@ -1,6 +1,7 @@
 #include "addon/open_volume.h"
 
 #include "io/identity.h"
+#include "io/reserved_device.h"
 
 namespace csnap::addon {
 
@@ -18,6 +19,9 @@ Result<std::shared_ptr<OpenVolume>> OpenVolume::open(const OpenVolumeOptions& op
   CSNAP_TRY_ASSIGN(self->store_, FileDevice::open(options.store_path, device));
   device.small_folios = true;
   CSNAP_TRY_ASSIGN(self->origin_, FileDevice::open(options.origin_path, device));
+  if (options.reservation)  // V2
+    for (const FileDevice* reserved : {self->store_.get(), self->origin_.get()})
+      CSNAP_TRY(take_device(*reserved, *options.reservation, self->gate_.get()));
 
   VolumeOptions volume;
   volume.origin = self->origin_.get();

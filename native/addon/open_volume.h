@@ -4,14 +4,18 @@
 //
 // Invariants
 //  V1  Gate and devices outlive the volume, the volume outlives connections that use it.
-//  V2  close() runs once and waits for every call under way; calls that come later are refused.
+//  V2  Devices are reserved while they are held exclusively (RV1) and before the volume is opened;
+//      the reservation outlives it (RV5).
+//  V3  close() runs once and waits for every call under way; calls that come later are refused.
 #pragma once
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "addon/store_setup.h"
+#include "io/reservation.h"
 #include "nbd/connection_set.h"
 
 namespace csnap::addon {
@@ -26,6 +30,8 @@ struct OpenVolumeOptions {
   bool direct = false;         // origin and store, FileDevice's FD4
   Epoch epoch = 0;             // granted by the broker; 0: the store's next one
   std::shared_ptr<Gate> gate;  // of the grant (F2); null: nothing bounds it
+  // Store and origin are taken before anything is written (F8); absent: nobody reserves them.
+  std::optional<ReservationKeys> reservation;
 };
 
 class OpenVolume {
@@ -40,7 +46,7 @@ class OpenVolume {
   // How long the core waits for JavaScript to choose a snapshot to drop.
   static constexpr uint32_t kDropDecisionMs = 2000;
 
-  // Errors: those of FileDevice::open(), read_identity() and Volume::open().
+  // Errors: those of FileDevice::open(), take_device(), read_identity() and Volume::open().
   static Result<std::shared_ptr<OpenVolume>> open(const OpenVolumeOptions& options,
                                                   Callbacks callbacks);
   ~OpenVolume();

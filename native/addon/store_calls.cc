@@ -1,6 +1,7 @@
 #include "addon/store_calls.h"
 
 #include "addon/gate_calls.h"
+#include "addon/reservation_calls.h"
 #include "addon/results.h"
 #include "addon/store_setup.h"
 #include "addon/volume_object.h"
@@ -117,6 +118,9 @@ Napi::Value open_volume_call(const Napi::CallbackInfo& call) {
     open.gate = gate_argument(env, options.value("gate"));
     if (!open.gate) return env.Undefined();
   }
+  if (options.has("reservation") &&
+      !reservation_argument(options.value("reservation"), open.reservation.emplace()))
+    return env.Undefined();
   const std::string durability = options.text("durability");
   auto callback = JsCallback::make(options.value("onEvent"));
   if (!options.ok()) return env.Undefined();

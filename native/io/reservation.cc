@@ -78,7 +78,16 @@ Status take_reservation(ReservationPort& port, const ReservationKeys& keys, Gate
     if (answer != Answer::DONE && answer != Answer::CONFLICT)
       return refused(port, "preempting", preempted);
   }
-  const int reserved = ask([&] { return port.reserve(keys.own); });
+  int reserved = ask([&] { return port.reserve(keys.own); });
+  if (read_answer(reserved) == Answer::CONFLICT) {
+    // Perhaps it is this host's, by a path that is gone (RV3). Other paths lose their
+    // registrations.
+    if (!may_go_on()) return closed(port);
+    ask([&] { return port.preempt_and_abort(keys.own, keys.own); });
+    const int again = ask([&] { return port.register_key(0, keys.own, true); });
+    if (again != 0) return refused(port, "registering", again);
+    reserved = ask([&] { return port.reserve(keys.own); });
+  }
   if (reserved == 0) return Status();
   if (read_answer(reserved) != Answer::CONFLICT) return refused(port, "reserving", reserved);
   // Or it would let pass what this host still has under way, under the other's reservation.

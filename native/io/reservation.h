@@ -13,12 +13,14 @@
 //       (FileDevice's FD1). So no former server of it is left, whose late writes the registration
 //       would let pass again.
 //  RV2  Taking is: register the own key, preempt all others that may be registered, reserve. A
-//       server writes nothing before reserving has succeeded on both devices, and registers once
-//       in its term.
+//       server writes nothing before reserving has succeeded on both devices, and registers no
+//       more after that.
 //  RV3  A fence is the same, done by another host. Its proof is that reserving has succeeded and
 //       that each preempting either removed a key or met none. One that was removed by an earlier
 //       try is no error; nor is it a proof, as the device answers the same to a host that is not
-//       registered itself. But that one can't reserve.
+//       registered itself. But that one can't reserve. Where reserving meets a reservation of the
+//       own key, it is this host's by another path (an adapter was replaced, a path is down): that
+//       is preempted, too.
 //  RV4  By the order in which the device sees them: a server that reserved before the fence
 //       preempted has lost its registration, with what it had under way (PREEMPT AND ABORT). One
 //       that reserves between the two makes the fence's reserving fail. One that comes later (it

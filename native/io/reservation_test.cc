@@ -54,6 +54,15 @@ TEST_CASE("reservation: one that is fenced already is fenced, if the reservation
   CHECK(device.holder() == "beta");
 }
 
+TEST_CASE("reservation: a host that comes by another path takes over from itself") {
+  SimReservedDevice device;
+  Port former(device, "alpha's former path"), present(device, "alpha's path");
+  REQUIRE(take_reservation(former, {kAlpha, {}}, nullptr).ok());
+  REQUIRE(take_reservation(present, {kAlpha, {kBeta}}, nullptr).ok());
+  CHECK(device.holder() == "alpha's path");
+  CHECK(!device.write("alpha's former path"));
+}
+
 TEST_CASE("reservation: past its grant a server asks nothing of the device") {
   SimReservedDevice device;
   Port alpha(device, "alpha");
@@ -149,7 +158,9 @@ TEST_CASE("reservation: what drivers and kernels answer") {
   for (const int conflict : {0x18, 0x118, 0x83, 0x4083}) {
     CAPTURE(conflict);
     CHECK(take_with({0, conflict, 0}).ok());
-    CHECK(take_with({0, conflict, conflict, 0}).code() == Code::FENCED);
+    // Reserving meets another's: not by this host's other path, and so given up.
+    CHECK(take_with({0, conflict, conflict, conflict, 0, conflict, 0}).code() == Code::FENCED);
+    CHECK(take_with({0, conflict, conflict, 0, 0, 0}).ok());
   }
   // A unit attention is no answer.
   CHECK(take_with({2, 0, 2, 2, 0, 2, 0}).ok());

@@ -25,7 +25,7 @@ declare -rA INPUTS=(
 readonly TEST_PACKAGES=(g++ make python3 git doctest-dev clang-format-14 clang-16 libclang-rt-16-dev
   nbdkit libnbd-bin file python3-libnbd fuse3 qemu-utils qemu-system-x86 nbd-client nbd-server fio
   busybox-static e2fsprogs xfsprogs gnutls-bin openssl curl systemd groff-base man-db
-  etcd-server iproute2 util-linux faketime resource-agents libxml2-utils)
+  etcd-server iproute2 util-linux faketime resource-agents libxml2-utils open-iscsi)
 
 # The long simulations among the native tests are a suite of their own; each takes its share of the
 # work by CSNAP_SHARD. Under the sanitizers they run at a twentieth of the size, with all others.
@@ -58,7 +58,7 @@ suite_wire() { vitest wire wire; }
 suite_crash() { vitest crash crash; }
 suite_failover() { vitest failover failover; }
 # Two suites, as two processors share the virtual machines better than one after the other would.
-suite_vm() { vitest vm vm nbd.test netlink.test; }
+suite_vm() { vitest vm vm nbd.test netlink.test reservation.test; }
 suite_devices() { vitest devices vm attach systemd; }
 
 suite_native() { doctest native '' --test-case-exclude="$SIMULATION"; }

@@ -9,7 +9,7 @@
 // AS4 A server that answers no handshake for probeLimitMs is reported; only a second silence, by the
 //     broker's own question, has it replaced: one that is merely slow answers.
 import { type ChildProcess, spawn } from "node:child_process";
-import type { Broker, InstanceAgent, StartedInstance, StartOrder } from "../broker/broker.js";
+import type { Broker, InstanceAgent, Reservation, StartedInstance, StartOrder } from "../broker/broker.js";
 import {
   type IsAlive,
   isAlive,
@@ -19,6 +19,7 @@ import {
 } from "../broker/process_identity.js";
 import { nodeRuntime, type Runtime, sleep, type Timer, within } from "../broker/runtime.js";
 import { messageOf } from "../volume/errors.js";
+import type { DeviceFence } from "./device_fence.js";
 import { type DialOptions, DialRefused, look } from "./dial.js";
 import { ServiceTallies } from "./tally.js";
 
@@ -85,6 +86,7 @@ export class HostServers implements InstanceAgent {
   constructor(
     private readonly broker: Broker,
     private readonly launch: ServerLauncher,
+    private readonly fenceDevices: DeviceFence,
     private readonly log: (line: string) => void,
     private readonly host: AgentHost = thisHost(),
   ) {
@@ -192,6 +194,17 @@ export class HostServers implements InstanceAgent {
 
   fenced(service: string, method: string, confirmed: boolean): void {
     this.tallies.fenced(service, method, confirmed);
+  }
+
+  async fence(service: string, reservation: Reservation): Promise<void> {
+    this.log(`${service}: reserving its devices for this host`);
+    try {
+      await this.fenceDevices(service, reservation);
+    } catch (error) {
+      this.log(`${service}: its devices are not reserved for this host: ${messageOf(error)}`);
+      throw error;
+    }
+    this.log(`${service}: its devices are reserved for this host, no other can write to them`);
   }
 
   async probe({ service, instance }: StartOrder): Promise<boolean> {

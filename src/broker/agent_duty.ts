@@ -6,6 +6,7 @@
 import type { AgentRegistration, InstanceAgent } from "./broker.js";
 import type { ServiceRecord } from "./record.js";
 import type { RecordBroker } from "./record_broker.js";
+import { reservesDevices } from "./reservation.js";
 import { type Found, isHeld } from "./transitions.js";
 
 export interface AgentDuty {
@@ -35,13 +36,10 @@ export function mayOrder(found: Found, host: string): boolean {
   return mayRun(record, host) && !isHeld(found);
 }
 
-/** The holder is silent, and a command can cut it off. */
+/** The holder is silent, and it can be cut off from here. */
 export function mayFence({ record, life }: Found, host: string): boolean {
-  return (
-    life === "silent" &&
-    record?.spec?.fencing.policy === "command" &&
-    record.slot.state !== "failed" &&
-    mayRun(record, host) &&
-    record.slot.purpose === "serve"
-  );
+  if (life !== "silent" || !record?.spec || record.slot.purpose !== "serve") return false;
+  const { fencing } = record.spec;
+  const hasWay = fencing.policy === "command" || reservesDevices(fencing);
+  return hasWay && record.slot.state !== "failed" && mayRun(record, host);
 }

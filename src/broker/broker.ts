@@ -27,6 +27,12 @@ export interface FencePolicy {
   readonly acceptStaleWrites?: boolean;
 }
 
+/** The key of this host at the service's devices, and those of hosts that must be shut out (F8). */
+export interface Reservation {
+  readonly key: bigint;
+  readonly others: readonly bigint[];
+}
+
 /** What is declared of a service before anybody asks for it. */
 export interface ServiceSpec {
   /** the volume's name */
@@ -151,6 +157,8 @@ export interface Grant {
   /** CLOCK_BOOTTIME in ms until which the server may act; Infinity where a kernel lock decides. */
   validUntilMs(): number;
   readonly storeClass: ServiceSpec["storeClass"];
+  /** To be taken before the first write; undefined: the service is not fenced so. */
+  readonly reservation: Reservation | undefined;
   /** The core's gate that is open until then (NativeBinding.createGate); undefined: for ever. */
   readonly gate: number | undefined;
   /** Somebody else holds a newer epoch: stop at once. At most one call. */
@@ -188,6 +196,8 @@ export interface InstanceAgent {
   stop(order: StartOrder, graceMs: number): Promise<"stopped" | "dead" | "unknown">;
   /** This host's fence of a silent holder has ended. `method` is the declared policy's name. */
   fenced?(service: string, method: string, confirmed: boolean): void;
+  /** Shuts the other hosts out of the service's devices. Rejects, with why, if that is not certain. */
+  fence(service: string, reservation: Reservation): Promise<void>;
   /** Does the server answer? Asked after reportBad(). */
   probe(order: StartOrder): Promise<boolean>;
 }

@@ -1,7 +1,7 @@
 // Calls of etcd's JSON gateway (/v3 over HTTP/1.1), each with a deadline. Used by etcd_records.ts and
 // etcd_watch.ts.
 //
-// EC1 Every call ends: an endpoint that does not answer within endpointLimitMs is left for the next;
+// EC1 Every call ends: an endpoint that does not answer within the time between two renewals is left for the next;
 //     when all have been tried the call rejects with IO_ERROR and names the last cause.
 // EC2 A transaction may be sent twice by this: callers must send only what may be (ER2).
 // EC3 Refusals (auth, bad request) are answers: they are not tried elsewhere.
@@ -10,8 +10,6 @@ import { Agent as HttpsAgent, request as httpsRequest } from "node:https";
 import { CsnapError, messageOf, oneLine } from "../volume/errors.js";
 import type { Endpoint, EtcdOptions } from "./etcd_url.js";
 
-/** A fifth of the grant, so that a renewal survives some silent members. */
-const endpointLimitMs = 700;
 const answerLimitBytes = 16 << 20;
 const keptConnections = 4;
 
@@ -115,7 +113,10 @@ export class EtcdClient {
     token: string | undefined,
   ): Promise<T> {
     const response = await this.post(endpoint, path, body, token);
-    const limit = setTimeout(() => response.destroy(new Error("its answer did not end")), endpointLimitMs);
+    const limit = setTimeout(
+      () => response.destroy(new Error("its answer did not end")),
+      this.options.timing.renewMs,
+    );
     try {
       const text = await readAll(response);
       if (response.statusCode === 200) return JSON.parse(text) as T;
@@ -147,11 +148,11 @@ export class EtcdClient {
           ...(token !== undefined && { Authorization: token }),
         },
       };
-      const { tls } = this.options;
+      const { tls, timing } = this.options;
       const request = tls ? httpsRequest({ ...options, ...tls }) : httpRequest(options);
       const limit = setTimeout(
-        () => request.destroy(new Error(`no answer within ${endpointLimitMs} ms`)),
-        endpointLimitMs,
+        () => request.destroy(new Error(`no answer within ${timing.renewMs} ms`)),
+        timing.renewMs,
       );
       request.on("error", (error) => {
         clearTimeout(limit);

@@ -4,6 +4,7 @@
 //     write there decides who serves.
 import { readFileSync } from "node:fs";
 import { codeOf, systemText, usageError } from "../volume/errors.js";
+import { defaultTiming, type LeaseTiming, timingOf } from "./lease.js";
 
 export interface Endpoint {
   readonly host: string;
@@ -16,11 +17,13 @@ export interface EtcdOptions {
   readonly prefix: string;
   readonly user: { readonly name: string; readonly password: string } | undefined;
   readonly tls: { readonly ca?: string; readonly cert?: string; readonly key?: string } | undefined;
+  /** of the grants that are claimed here; others' are as long as their records say */
+  readonly timing: LeaseTiming;
 }
 
 const defaultPort = 2379;
 const defaultPrefix = "/csnap/default";
-const optionNames = ["prefix", "tls", "ca", "cert", "key", "user", "password-file", "insecure"];
+const optionNames = ["prefix", "tls", "ca", "cert", "key", "user", "password-file", "insecure", "grant"];
 const example = "etcd://10.0.0.1:2379,10.0.0.2:2379,10.0.0.3:2379?ca=/etc/csnap/etcd-ca.pem";
 
 /** USAGE in one line. */
@@ -40,7 +43,9 @@ export function parseEtcdUrl(url: string): EtcdOptions {
       url,
       `would talk to ${far.host} without TLS: add tls=1 or ca=FILE, or insecure=1 if that is wanted`,
     );
-  return { endpoints, prefix: parsePrefix(url, query.get("prefix")), user: parseUser(url, query), tls };
+  const prefix = parsePrefix(url, query.get("prefix"));
+  const timing = parseGrant(url, query.get("grant"));
+  return { endpoints, prefix, user: parseUser(url, query), tls, timing };
 }
 
 function parseEndpoint(url: string, text: string): Endpoint {
@@ -61,6 +66,14 @@ function parsePrefix(url: string, text: string | null): string {
   if (!/^(\/[A-Za-z0-9._-]+)+$/.test(prefix))
     throw wrong(url, `has prefix '${prefix}': it is like ${defaultPrefix}`);
   return prefix;
+}
+
+/** Shorter than 2 s a busy host would lose it for nothing; past 30 s a lost one is missed for too long. */
+function parseGrant(url: string, text: string | null): LeaseTiming {
+  if (text === null) return defaultTiming;
+  const seconds = /^\d{1,2}(\.\d)?$/.test(text) ? Number(text) : 0;
+  if (seconds < 2 || seconds > 30) throw wrong(url, `has grant '${text}': it is 2 to 30, in seconds`);
+  return timingOf(seconds * 1000);
 }
 
 function parseTls(url: string, query: URLSearchParams): EtcdOptions["tls"] {

@@ -36,7 +36,12 @@ const rateError = 0.2;
 /** For the time between a look at the clock and what is done by it: 333 ms of a slow holder's. */
 const slackMs = 400;
 
-export const defaultTiming: LeaseTiming = { grantMs: 3500, renewMs: 700 };
+/** A fifth: a grant survives some renewals that fail. */
+export function timingOf(grantMs: number): LeaseTiming {
+  return { grantMs, renewMs: grantMs / 5 };
+}
+
+export const defaultTiming: LeaseTiming = timingOf(3500);
 
 /** W: how long a candidate waits without a sign of the holder. */
 export function silenceMs(grantMs: number): number {

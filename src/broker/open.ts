@@ -4,6 +4,7 @@ import { usageError } from "../volume/errors.js";
 import type { Directories } from "../volume/paths.js";
 import type { Broker } from "./broker.js";
 import { EtcdRecords } from "./etcd_records.js";
+import { parseEtcdUrl } from "./etcd_url.js";
 import { FileRecords } from "./file_records.js";
 import { type NativeGates, RenewingLeaseKeeper } from "./lease_keeper.js";
 import { SilenceLiveness } from "./liveness.js";
@@ -32,7 +33,11 @@ export function openBroker(
       reach: "cluster",
       self,
       liveness: new SilenceLiveness(self),
-      leases: new RenewingLeaseKeeper({ startRenewal: (job) => startRenewalThread(url, job), native }),
+      leases: new RenewingLeaseKeeper({
+        startRenewal: (job) => startRenewalThread(url, job),
+        native,
+        timing: parseEtcdUrl(url).timing,
+      }),
     });
   }
   const what = scheme === "local" ? "has nothing behind the colon" : "is not known to this csnap";

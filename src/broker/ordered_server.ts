@@ -12,6 +12,7 @@ import type { StartOrder } from "./broker.js";
 import { heldTerm, type LeasePulse, type StartedLease } from "./lease_keeper.js";
 import { backoffMaxMs } from "./order_delay.js";
 import { type ServiceRecord, vacantSlot } from "./record.js";
+import { withRegistrant } from "./reservation.js";
 import type { Runtime } from "./runtime.js";
 import type { ServerCare } from "./server_care.js";
 import { claimedSlot, firstBeat } from "./transitions.js";
@@ -79,7 +80,8 @@ export class OrderedServer {
         beat: firstBeat(started?.terms),
         since: at,
       });
-      const ordered = { ...record, epoch: record.epoch + 1n, slot: { ...slot, ordered: true } };
+      const next = { ...record, epoch: record.epoch + 1n, slot: { ...slot, ordered: true } };
+      const ordered = withRegistrant(next, broker.self);
       return { record: ordered, value: ordered };
     });
   }

@@ -44,6 +44,13 @@ export interface Slot {
   readonly move_to: string | null;
 }
 
+/** A host that may be registered at the service's devices (reservation.ts). */
+export interface Registrant {
+  readonly host: string;
+  /** of ProcessIdentity */
+  readonly machine: string;
+}
+
 export interface RegisteredAgent {
   readonly id: string;
   readonly host: string;
@@ -59,6 +66,7 @@ export interface ServiceRecord {
   readonly epoch: Epoch;
   readonly slot: Slot;
   readonly agents: readonly RegisteredAgent[];
+  readonly registrants: readonly Registrant[];
 }
 
 /** A record as found: its place in the order of changes, and what tells it from all others. */
@@ -89,7 +97,8 @@ export function vacantSlot(reason: string, at: string, retryAt: string | null = 
 
 /** @param at ISO 8601 */
 export function newRecord(spec: ServiceSpec | null, at: string): ServiceRecord {
-  return { spec, admin: "enabled", epoch: 0n, slot: vacantSlot("never served", at), agents: [] };
+  const slot = vacantSlot("never served", at);
+  return { spec, admin: "enabled", epoch: 0n, slot, agents: [], registrants: [] };
 }
 
 const magic = "csnap-broker";
@@ -126,10 +135,17 @@ export function decodeRecord(text: string, file: string): Versioned & { readonly
   const body = text.slice(end + 1);
   if (digest(body) !== match[2]) throw damaged(file, "it does not match its checksum");
   const found = JSON.parse(body) as Omit<ServiceRecord, "epoch"> & Envelope & { readonly epoch: string };
-  const { revision, token, previous, epoch, spec, admin, slot, agents } = found;
+  // Earlier csnaps wrote no registrants, and had none.
+  const { revision, token, previous, epoch, spec, admin, slot, agents, registrants = [] } = found;
   if (!Number.isSafeInteger(revision) || !/^\d+$/.test(epoch) || !slot || !Array.isArray(agents))
     throw damaged(file, "it misses a field");
-  return { revision, token, previous, record: { spec, admin, epoch: BigInt(epoch), slot, agents } };
+  if (!Array.isArray(registrants)) throw damaged(file, "its registrants are no list");
+  return {
+    revision,
+    token,
+    previous,
+    record: { spec, admin, epoch: BigInt(epoch), slot, agents, registrants },
+  };
 }
 
 /** Going on without it loses no safety: the store's superblock knows the epoch as well. */

@@ -220,8 +220,8 @@ export class RecordBroker implements Broker {
     return this.change(service, (found) => {
       if (!found.record?.spec) return { value: undefined };
       if (isHeld(found)) throw heldError(service, found.record, found.life);
-      const { epoch, agents } = found.record;
-      return { record: { ...newRecord(null, found.at), epoch, agents }, value: undefined };
+      const { epoch, agents, registrants } = found.record;
+      return { record: { ...newRecord(null, found.at), epoch, agents, registrants }, value: undefined };
     });
   }
 

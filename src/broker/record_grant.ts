@@ -6,10 +6,11 @@
 //     if nobody has begun a term since. On one kernel the store's lock sees to that; between hosts
 //     the renewal does it, as the number in the record must be a new one (RW3).
 import { messageOf } from "../volume/errors.js";
-import type { Address, Epoch, Grant, ServiceSpec } from "./broker.js";
+import type { Address, Epoch, Grant, Reservation, ServiceSpec } from "./broker.js";
 import { heldTerm, type LeasePulse, type StartedLease } from "./lease_keeper.js";
 import type { ServiceRecord } from "./record.js";
 import type { RecordBroker } from "./record_broker.js";
+import { reservationOf } from "./reservation.js";
 import type { Sight } from "./service_feed.js";
 import { fencedError, ownSlot, published, released, withdrawn } from "./transitions.js";
 
@@ -64,6 +65,10 @@ export class RecordGrant implements Grant {
 
   get storeClass(): ServiceSpec["storeClass"] {
     return this.known.spec?.storeClass ?? "local";
+  }
+
+  get reservation(): Reservation | undefined {
+    return reservationOf(this.known, this.broker.self);
   }
 
   get gate(): number | undefined {

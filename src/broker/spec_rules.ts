@@ -1,5 +1,6 @@
 // Which declarations a backend can hold to; the line that says why not.
 import type { FencePolicy, ServiceSpec } from "./broker.js";
+import { reservesDevices } from "./reservation.js";
 
 export type Reach = "host" | "cluster";
 
@@ -36,7 +37,7 @@ function problemOnHost(
 function problemInCluster(service: string, storeClass: string, fencing: FencePolicy): string | undefined {
   const { policy, acceptStaleWrites } = fencing;
   if (acceptStaleWrites)
-    return `${service}: without a fence, writes of a lost host land in what its successor has written, and this csnap can't keep them apart: declare --fence command=CMD instead of --i-accept-stale-writes`;
+    return `${service}: without a fence, writes of a lost host land in what its successor has written, and this csnap can't keep them apart: declare --fence scsi-pr or command=CMD instead of --i-accept-stale-writes`;
   if (storeClass === "local")
     return policy === "none"
       ? undefined
@@ -44,8 +45,8 @@ function problemInCluster(service: string, storeClass: string, fencing: FencePol
   if (storeClass === "nfs4")
     return `${service}: this csnap can't tell yet whether an NFS server has taken a lost host's lock away: declare --store-class shared-block on a block device`;
   if (policy === "none")
-    return `${service}: several hosts reach a store of class ${storeClass}, and without a fence a lost one may write after another took over: declare --fence command=CMD`;
-  if (policy !== "command")
-    return `${service}: fencing by ${policy} is not in this csnap yet: declare --fence command=CMD`;
+    return `${service}: several hosts reach a store of class ${storeClass}, and without a fence a lost one may write after another took over: declare --fence scsi-pr, nvme-resv or command=CMD`;
+  if (policy !== "command" && !reservesDevices(fencing))
+    return `${service}: fencing by ${policy} is not known to this csnap: declare --fence scsi-pr, nvme-resv or command=CMD`;
   return undefined;
 }

@@ -9,12 +9,16 @@
 //     a fence only (F8): the declared command's, or an administrator's word.
 // TR4 A broker that is behind the store knows less than the store (it was restored, or is another
 //     cluster's): on a store that other hosts reach an administrator must say that it counts (F1).
+// TR5 A fence by reservations counts only if the holder has given no sign since it began: its grant has
+//     ended then, and as the slot becomes vacant in the same step it is never renewed. So a server that
+//     registers at the devices later than the fence (RV4) finds its gate shut.
 import { CsnapError } from "../volume/errors.js";
 import type { Address, ClaimOptions, Epoch, ServiceSpec } from "./broker.js";
 import { defaultSpec } from "./broker.js";
 import type { Life } from "./liveness.js";
 import { type ProcessIdentity, sameProcess } from "./process_identity.js";
 import { type Beat, type Fencing, newRecord, type ServiceRecord, type Slot, vacantSlot } from "./record.js";
+import { reservesDevices, withRegistrant } from "./reservation.js";
 
 /** The slot as this look found it; `life` is its holder's. */
 export interface Found {
@@ -60,7 +64,7 @@ export function claimed(
   const adopted = isOrdered && record.epoch > options.storeEpoch;
   // In one term no number comes twice, whoever writes it (LS1).
   const beat = terms ? { seq: adopted ? (slot.beat?.seq ?? 0) + 1 : 1, grant_ms: terms.grantMs } : null;
-  return {
+  const claimed = {
     ...record,
     spec,
     epoch: adopted ? record.epoch : next(record.epoch, options.storeEpoch),
@@ -73,6 +77,7 @@ export function claimed(
       since: found.at,
     }),
   };
+  return withRegistrant(claimed, self);
 }
 
 function next(recorded: Epoch, stamped: Epoch): Epoch {
@@ -141,12 +146,16 @@ export function adoptedEpoch(record: ServiceRecord, stamped: Epoch, at: string):
 
 /**
  * Why this can't be declared now. What a store's class asks of a server (direct I/O, mode sync, a
- * gate) is settled when it opens: one that serves keeps to the class it was opened under (F8).
+ * gate) is settled when it opens, and so is whether it reserves its devices: one that serves keeps to
+ * what it was opened under (F8).
  */
 export function specConflict(found: Found, spec: ServiceSpec): CsnapError | undefined {
   const former = found.record?.spec;
   if (!found.record || !former || !isHeld(found)) return undefined;
-  const isSame = former.volumeUuid === spec.volumeUuid && former.storeClass === spec.storeClass;
+  const isSame =
+    former.volumeUuid === spec.volumeUuid &&
+    former.storeClass === spec.storeClass &&
+    reservesDevices(former.fencing) === reservesDevices(spec.fencing);
   return isSame ? undefined : heldError(spec.service, found.record, found.life);
 }
 
@@ -155,24 +164,31 @@ export function fencingBegun(
   { record, life }: Found,
   instance: string,
   fencing: Fencing,
+  self: ProcessIdentity,
 ): ServiceRecord | undefined {
   if (!record || life !== "silent" || record.slot.instance !== instance) return undefined;
-  return { ...record, slot: { ...record.slot, fencing } };
+  return withRegistrant({ ...record, slot: { ...record.slot, fencing } }, self);
 }
 
-/** TR3; `failure`: it is not confirmed. Undefined: the slot is another's by now. */
+/**
+ * TR3, TR5. `begun` is what fencingBegun() gave; `failure`: it is not confirmed. Undefined: the slot is
+ * another's by now.
+ */
 export function fencingEnded(
   { record, at }: Pick<Found, "record" | "at">,
-  fencing: Fencing,
+  begun: ServiceRecord,
   failure: string | undefined,
 ): ServiceRecord | undefined {
   const { holder } = record?.slot ?? {};
-  if (!record || !holder || record.slot.fencing?.id !== fencing.id) return undefined;
-  if (failure === undefined)
+  const { fencing, beat } = begun.slot;
+  if (!record?.spec || !holder || !fencing || record.slot.fencing?.id !== fencing.id) return undefined;
+  const isAwake = reservesDevices(record.spec.fencing) && record.slot.beat?.seq !== beat?.seq;
+  const why = failure ?? (isAwake ? "it has given a sign again meanwhile" : undefined);
+  if (why === undefined)
     return { ...record, slot: vacantSlot(`${holder.host} was fenced by ${fencing.host}`, at) };
   return {
     ...record,
-    slot: { ...record.slot, fencing: null, reason: `${holder.host} is not fenced: ${failure}` },
+    slot: { ...record.slot, fencing: null, reason: `${holder.host} is not fenced: ${why}` },
   };
 }
 

@@ -97,6 +97,7 @@ async function openHere(context: Context, definition: VolumeDefinition, purpose:
       acceptLoss: false,
       ...(grant && { epoch: grant.epoch, direct: grant.storeClass !== "local" }),
       ...(grant?.gate !== undefined && { gate: grant.gate }),
+      ...(grant?.reservation && { reservation: grant.reservation }),
     });
     if (purpose === "look" && !volume.info().clean) warnUnclean(definition);
     const operations = new DirectOperations(native, volume, {

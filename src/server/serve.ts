@@ -81,6 +81,7 @@ export async function serveVolume(request: ServeRequest): Promise<void> {
         acceptLoss: request.acceptLoss,
         epoch: term.epoch,
         ...(term.gate !== undefined && { gate: term.gate }),
+        ...(term.reservation && { reservation: term.reservation }),
         onEvent: (event) => (server ? server.onEvent(event) : early.push(event)),
       }),
     );
@@ -253,7 +254,9 @@ class VolumeServer {
   /** Until a signal or a failure. */
   async run(): Promise<void> {
     const signal = await this.stopReason;
-    if (this.lost !== undefined && this.term.gate !== undefined) return this.stopLost(this.lost);
+    // Without a gate, too, where the volume says so: a device is reserved for another host.
+    if (this.lost !== undefined && (this.term.gate !== undefined || signal === undefined))
+      return this.stopLost(this.lost);
     if (signal === undefined) return this.stopFailed();
     this.request.log(
       `${signal}: finishing what is under way; ${signal.startsWith("SIG") ? "again to cut it" : "a signal cuts it"}`,

@@ -8,7 +8,7 @@
 // TE4 A term that ends in time is cut, not drained, when it is lost: the gate is shut, so nothing could
 //     be answered any more (F2).
 import { connect, type Socket } from "node:net";
-import type { Address, Epoch, Grant } from "../broker/broker.js";
+import type { Address, Epoch, Grant, Reservation } from "../broker/broker.js";
 import { nodeRuntime, type Runtime, within } from "../broker/runtime.js";
 import { ClientHandshake } from "../nbd/client-handshake.js";
 import { parseNbdUri } from "../nbd/uri.js";
@@ -42,6 +42,10 @@ export class Term {
   remainingMs(nowMs: number): number | null {
     const untilMs = this.grant.validUntilMs();
     return Number.isFinite(untilMs) ? Math.max(0, Math.round(untilMs - nowMs)) : null;
+  }
+
+  get reservation(): Reservation | undefined {
+    return this.grant.reservation;
   }
 
   /** Another host may take over: nothing may be left in this host's page cache (F8). */

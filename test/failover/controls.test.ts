@@ -2,6 +2,7 @@
  * Each safety layer by itself, in a configuration where no other covers it: green here, red when the layer is switched off.
  * `scripts/mutants` does that, by the names of these cases; see "control" in native/testing/mutants/README.md.
  */
+import { randomUUID } from "node:crypto";
 import { closeSync, openSync, rmSync, writeFileSync } from "node:fs";
 import { setTimeout as pause } from "node:timers/promises";
 import tmp from "tmp";
@@ -252,7 +253,7 @@ describe("on one host", () => {
     await theirs.must("import", mine.path("vol.store"), "--name", "vol", "--origin", mine.path("vol.img"));
     const definition = loadDefinition(theirs.path("state"), "vol");
     const broker = openBroker("local:", { stateDir: theirs.path("state") });
-    const { epoch } = await claimEpoch(broker, native, definition, "serve");
+    const { epoch } = await claimEpoch(broker, native, definition, "serve", randomUUID());
     await (await mine.serve("vol")).stop();
     const outcome = await openVolume(native, definition, {
       durability: "flush",

@@ -84,7 +84,7 @@ describe.skipIf(process.getuid?.() !== 0)("a store that several hosts reach", ()
   it("is refused to a declaration that can't be safe, with the reason", { timeout: LIMIT_MS }, async () => {
     for (const [words, reason] of [
       [["--store-class", "shared-block"], "without a fence"],
-      [["--store-class", "shared-block", "--fence", "scsi-pr"], "not in this csnap yet"],
+      [["--store-class", "shared-block", "--fence", "scsi-pr"], "takes no persistent reservations"],
       [["--store-class", "nfs4", "--fence", "command=true"], "NFS server"],
       [["--store-class", "shared-block", "--i-accept-stale-writes"], "can't keep them apart"],
       [["--fence", "command=true"], "store class local"],

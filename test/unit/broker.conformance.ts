@@ -386,6 +386,9 @@ export function brokerConformance(name: string, makeBackend: () => Promise<Backe
           await this.servers.get(instance)?.kill();
           return "dead" as const;
         }
+        async fence() {
+          throw new Error("nothing to fence with");
+        }
         async probe() {
           return this.answers;
         }

@@ -29,9 +29,11 @@ describe("etcd URLs", () => {
       prefix: "/x/y",
       user: { name: "u", password: "content" },
       tls: { ca: "content\n", cert: "content\n", key: "content\n" },
+      timing: { grantMs: 3500, renewMs: 700 },
     });
     expect(parseEtcdUrl("etcd://a?tls=1").tls).toEqual({});
     expect(parseEtcdUrl("etcd://a?insecure=1").tls).toBeUndefined();
+    expect(parseEtcdUrl("etcd://a?tls=1&grant=10").timing).toEqual({ grantMs: 10_000, renewMs: 2000 });
   });
 
   it.each([
@@ -42,6 +44,9 @@ describe("etcd URLs", () => {
     ["etcd://a,,b?tls=1", "endpoint ''"],
     ["etcd://a", "without TLS"],
     ["etcd://localhost,a", "would talk to a without TLS"],
+    ["etcd://localhost?grant=1.9", "grant '1.9'"],
+    ["etcd://localhost?grant=31", "grant '31'"],
+    ["etcd://localhost?grant=4s", "grant '4s'"],
     ["etcd://localhost?colour=red", "option 'colour'"],
     ["etcd://localhost?prefix=no-slash", "prefix 'no-slash'"],
     ["etcd://localhost?prefix=/a/", "prefix '/a/'"],

@@ -140,8 +140,11 @@ export async function refusedLine(words, line, options) {
 }
 
 /** A daemon, there once it has said `word`. */
-async function startDaemon(words, word) {
-  const child = spawn(process.execPath, [cli, ...words], { env, stdio: ["ignore", "pipe", "pipe"] });
+export async function startDaemon(words, word, more = {}) {
+  const child = spawn(process.execPath, [cli, ...words], {
+    env: { ...env, ...more },
+    stdio: ["ignore", "pipe", "pipe"],
+  });
   children.add(child);
   child.once("exit", () => children.delete(child));
   const ready = new Promise((resolve, reject) => {
@@ -163,7 +166,9 @@ async function startDaemon(words, word) {
 
 export const startServer = (volume = "disk1", ...more) =>
   startDaemon(["serve", volume, ...more], `${volume} ready`);
-export const startAgent = () => startDaemon(["agent"], "agent: ready");
+export const startAgent = (more = {}) => startDaemon(["agent"], "agent: ready", more);
+/** What servers and agents have said so far. */
+export const said = () => readFileSync(logPath, "utf8");
 
 export async function stop(child, signal) {
   if (child.exitCode !== null || child.signalCode !== null) return;

@@ -3,6 +3,7 @@
 import { mkdirSync } from "node:fs";
 import type { Command } from "commander";
 import { Agent } from "../../agent/agent.js";
+import { deviceFence } from "../../agent/device_fence.js";
 import { renderAgentMetrics } from "../../agent/metrics.js";
 import { RecordStore } from "../../agent/record.js";
 import { Roster } from "../../agent/roster.js";
@@ -57,8 +58,11 @@ async function runAgent(context: Context, options: AgentOptions): Promise<void> 
     inherited: inheritedByName(process.env, process.pid),
     notifySocket: process.env.NOTIFY_SOCKET || undefined,
   });
-  const servers = new HostServers(broker, launcher(ownProgram(context), serverEnvironment(context)), (line) =>
-    note(`agent: ${line}`),
+  const servers = new HostServers(
+    broker,
+    launcher(ownProgram(context), serverEnvironment(context)),
+    deviceFence(native, context.stateDir),
+    (line) => note(`agent: ${line}`),
   );
   const metrics = new MetricsServer(async () =>
     renderAgentMetrics(agent.figures(), servers.tallies.entries()),

@@ -9,8 +9,10 @@ import {
   type ServiceView,
 } from "../../broker/broker.js";
 import { openBroker } from "../../broker/open.js";
-import { loadDefinition } from "../../volume/definition.js";
-import { CsnapError, usageError } from "../../volume/errors.js";
+import { ownIdentity } from "../../broker/process_identity.js";
+import { reservationKey, reservesDevices } from "../../broker/reservation.js";
+import { loadDefinition, type VolumeDefinition } from "../../volume/definition.js";
+import { CsnapError, codeOf, messageOf, usageError } from "../../volume/errors.js";
 import { hostName } from "../../volume/host.js";
 import { loadNative } from "../../volume/load_native.js";
 import { checkVolumeName } from "../../volume/names.js";
@@ -72,7 +74,7 @@ function registerDefine(volume: Command): void {
     .command("define")
     .summary("declare how many may serve it, and where")
     .description(
-      "Declares the volume's service. A volume that is served without that is declared by its first server: one server, on this host.",
+      "Declares the volume's service. A volume that is served without that is declared by its first server: one server, on this host. Block devices that several hosts reach need a fence. With scsi-pr or nvme-resv, which do the same, the devices refuse what a lost host still writes, by persistent reservations; they stay reserved for the host that served last until another fence is declared. With command=CMD the command must cut that host off.",
     )
     .argument("<volume>", "the volume")
     .addOption(
@@ -165,7 +167,8 @@ function brokerOf(context: Context): Broker {
 }
 
 async function define(context: Context, name: string, options: DefineOptions): Promise<void> {
-  const { uuid } = loadDefinition(context.stateDir, name);
+  const definition = loadDefinition(context.stateDir, name);
+  const { uuid } = definition;
   const spec: ServiceSpec = {
     ...defaultSpec(name, uuid),
     // Where another manager decides, an agent that restarted it would start a second one (F7).
@@ -174,10 +177,36 @@ async function define(context: Context, name: string, options: DefineOptions): P
     fencing: parseFence(options.fence, options.iAcceptStaleWrites ?? false),
     hosts: options.host ?? [],
   };
-  await declare(brokerOf(context), spec);
+  const broker = brokerOf(context);
+  const former = await broker.describe(name);
+  if (reservesDevices(spec.fencing) && spec.storeClass === "shared-block") await probeDevices(definition);
+  await declare(broker, spec);
+  if (former && reservesDevices(former.spec.fencing) && !reservesDevices(spec.fencing))
+    await clearDevices(definition);
   print(
     `${name}: ${serversText(spec)}, store class ${spec.storeClass}, fence ${options.fence}, on ${hostsText(spec)}`,
   );
+}
+
+/** Both, as both are written; on this host, which is one of those that shall serve. */
+async function probeDevices({ name, store, origin }: VolumeDefinition): Promise<void> {
+  const native = await loadNative();
+  for (const path of [store, origin])
+    await native.probeReservation(path).catch((error: unknown) => {
+      throw new CsnapError(codeOf(error), `${name}: ${messageOf(error)}`);
+    });
+}
+
+/** Reserved by whoever served last, they would stay so: no other host could write to them. */
+async function clearDevices({ name, uuid, store, origin }: VolumeDefinition): Promise<void> {
+  const { host, machine } = ownIdentity();
+  const key = reservationKey(uuid, { host, machine });
+  await (await loadNative()).clearReservations([store, origin], key).catch((error: unknown) => {
+    throw new CsnapError(
+      codeOf(error),
+      `${name} is declared, but its devices are still reserved for the host that served last: ${messageOf(error)}`,
+    );
+  });
 }
 
 function parseFence(text: string, acceptStaleWrites: boolean): FencePolicy {

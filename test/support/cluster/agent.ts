@@ -27,13 +27,21 @@ export class SimAgent {
     );
     process.main.later(chance.between(50, 400), () => {
       const broker = world.brokerOf(process, undefined);
-      const servers = new HostServers(broker, () => this.launch(process), world.universe.trace, {
-        self: process.identity,
-        isAlive: async (identity) => host.isAlive(identity),
-        signal: (pid, name) => host.processes.get(pid)?.signal(name),
-        look: ({ uri }) => world.look(process, uri),
-        runtime: process.main.runtime,
-      });
+      // Its volume is declared with a power switch.
+      const noReservations = () => Promise.reject(new Error("these devices take none"));
+      const servers = new HostServers(
+        broker,
+        () => this.launch(process),
+        noReservations,
+        world.universe.trace,
+        {
+          self: process.identity,
+          isAlive: async (identity) => host.isAlive(identity),
+          signal: (pid, name) => host.processes.get(pid)?.signal(name),
+          look: ({ uri }) => world.look(process, uri),
+          runtime: process.main.runtime,
+        },
+      );
       broker.registerAgent({ service: VOLUME, host: host.name }, servers);
       if (world.mistakes.has("starts without a claim"))
         void servers.start({ service: VOLUME, instance: "none", epoch: 1n }, new AbortController().signal);
