@@ -1,6 +1,5 @@
 // Which declarations a backend can hold to; the line that says why not.
 import type { FencePolicy, ServiceSpec } from "./broker.js";
-import { reservesDevices } from "./reservation.js";
 
 export type Reach = "host" | "cluster";
 
@@ -46,7 +45,5 @@ function problemInCluster(service: string, storeClass: string, fencing: FencePol
     return `${service}: this csnap can't tell yet whether an NFS server has taken a lost host's lock away: declare --store-class shared-block on a block device`;
   if (policy === "none")
     return `${service}: several hosts reach a store of class ${storeClass}, and without a fence a lost one may write after another took over: declare --fence scsi-pr, nvme-resv or command=CMD`;
-  if (policy !== "command" && !reservesDevices(fencing))
-    return `${service}: fencing by ${policy} is not known to this csnap: declare --fence scsi-pr, nvme-resv or command=CMD`;
   return undefined;
 }

@@ -64,7 +64,7 @@ export function claimed(
   const adopted = isOrdered && record.epoch > options.storeEpoch;
   // In one term no number comes twice, whoever writes it (LS1).
   const beat = terms ? { seq: adopted ? (slot.beat?.seq ?? 0) + 1 : 1, grant_ms: terms.grantMs } : null;
-  const claimed = {
+  const taken = {
     ...record,
     spec,
     epoch: adopted ? record.epoch : next(record.epoch, options.storeEpoch),
@@ -77,7 +77,7 @@ export function claimed(
       since: found.at,
     }),
   };
-  return withRegistrant(claimed, self);
+  return withRegistrant(taken, self);
 }
 
 function next(recorded: Epoch, stamped: Epoch): Epoch {
