@@ -59,7 +59,7 @@ suite_crash() { vitest crash crash; }
 suite_failover() { vitest failover failover; }
 # Two suites, as two processors share the virtual machines better than one after the other would.
 suite_vm() { vitest vm vm nbd.test netlink.test reservation.test; }
-suite_devices() { vitest devices vm attach systemd; }
+suite_devices() { vitest devices vm attach systemd takeover; }
 
 suite_native() { doctest native '' --test-case-exclude="$SIMULATION"; }
 suite_native-asan() { doctest native-asan address,undefined; }

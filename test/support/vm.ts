@@ -12,19 +12,23 @@ export interface Machine {
   readonly limitS: number;
   /** further options of scripts/vm */
   readonly options?: readonly string[];
+  /** before each attempt */
+  readonly prepare?: () => Promise<void>;
 }
 
 /** Throws what the program printed unless it ended with `N passed, 0 failed` and status 0. */
 export async function runInVm(machine: Machine, command: readonly string[]): Promise<void> {
   const { kernel, limitS, options = [] } = machine;
   const chosen = kernel === undefined ? [] : ["--kernel", kernel];
-  const run = () =>
-    collect(
+  const run = async () => {
+    await machine.prepare?.();
+    return collect(
       spawn("scripts/vm", [...chosen, "--timeout", String(limitS), ...options, "--", ...command], {
         cwd: ROOT,
         stdio: ["ignore", "pipe", "pipe"],
       }),
     );
+  };
   let { status, stdout, stderr } = await run();
   if (status === 125 && EMULATOR_FAULT.test(stderr)) {
     console.log(`the emulator failed; once more:\n${stderr}`);
