@@ -7,6 +7,9 @@ import { createServer, type Server, type Socket } from "node:net";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 
+/** Before the path where a write asks. */
+const WRITE = "write ";
+
 export class SyncGate {
   /** What was asked for so far, by the path of the file. */
   readonly asked: string[] = [];
@@ -54,6 +57,11 @@ export class SyncGate {
   /** From now on, what is asked for files whose path ends so waits for release(). */
   hold(suffix: string): void {
     this.#holding = (path) => path.endsWith(suffix);
+  }
+
+  /** From now on, writes of files whose path ends so wait for release(); their syncs go on. */
+  holdWrites(suffix: string): void {
+    this.#holding = (path) => path.startsWith(WRITE) && path.endsWith(suffix);
   }
 
   /** From now on, what is asked for files whose path ends so fails with EIO. */
