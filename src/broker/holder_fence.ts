@@ -33,7 +33,7 @@ export class HolderFence {
     const { service, host } = registration;
     const record = await broker.change<ServiceRecord | undefined>(service, (found) => {
       tell(found);
-      if (ending.aborted || !mayFence(found, host)) return { value: undefined };
+      if (ending.aborted || !mayFence(found, host) || this.waitMs(found) > 0) return { value: undefined };
       const begun = fencingBegun(found, seen, { id, host }, broker.self);
       return begun ? { record: begun, value: begun } : { value: undefined };
     });
