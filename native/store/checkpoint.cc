@@ -73,7 +73,30 @@ Status Store::checkpoint(bool clean, const std::function<void(Superblock&)>& edi
   return status;
 }
 
+Status Store::check_term() {
+  if (options_.look_only) return Status();
+  Result<SuperblockFound> found = load_superblock(device_);
+  if (!found.ok()) return Status();
+  const auto epoch_of = [](const Superblock& sb) { return sb.epochs[sb.epoch_count - 1].epoch; };
+  const Superblock& there = *found.value().superblock;
+  Epoch own;
+  {
+    MutexLock lock(superblock_mutex_);
+    own = epoch_of(written_);
+    if (epoch_of(there) <= own ||
+        std::memcmp(there.store_uuid, written_.store_uuid, sizeof there.store_uuid) != 0)
+      return Status();
+  }
+  const Epoch newer = epoch_of(there);
+  fail(Status(Code::FENCED, device_.name() + ": epoch " + std::to_string(newer) +
+                                " has been stamped on the store, and this server has epoch " +
+                                std::to_string(own) + ": another server has taken it over"),
+       false);
+  return failure();
+}
+
 Status Store::flip_superblock(Superblock& next, bool& sync_failed) {
+  CSNAP_TRY(check_term());
   MutexLock lock(superblock_mutex_);
   if (failed()) return failure();  // R4
   CSNAP_TRY(write_superblock(device_, written_, next, &sync_failed));

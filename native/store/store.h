@@ -124,6 +124,10 @@ class Store final : public MetadataIo {
   // Waits until nothing is pinned; false: nothing was.
   bool revoke_pins();
 
+  // F3: reads the superblocks again. FENCED, and the store has failed: a newer term has stamped it.
+  // What can't be read tells nothing.
+  Status check_term();
+
   // -- failure (W9). failure() is FAILED; FENCED where the term has lost its grant (F2), and then
   // nothing is written at all.
   void fail(const Status& why, bool sync_failed);

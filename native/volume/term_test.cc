@@ -369,6 +369,44 @@ TEST_CASE("terms: a granted epoch is the one stamped; an overtaken one changes n
   });
 }
 
+// Nothing should let a second server get that far; here nothing keeps it away.
+TEST_CASE("terms: a server that finds a newer epoch on its store stops and writes nothing (F3)") {
+  for (const bool gated : {false, true}) {
+    INFO((gated ? "by looking" : "at a checkpoint"));
+    MemoryDevice origin("origin", kOriginBytes), store("store", kStoreBytes);
+    REQUIRE(create(store, 256 * 1024).ok());
+    simulate([&] {
+      Gate gate([] { return int64_t{0}; });
+      Code told = Code::OK;
+      VolumeOptions options = options_for(origin, store);
+      if (gated) options.gate = &gate;
+      options.on_event = [&told](const VolumeEvent& event) { told = event.code; };
+      std::unique_ptr<Volume> former = open(options);
+      CHECK(former->create_snapshot("kept", false, 0, {}).ok());
+      fill(*former, 3, 1);
+      std::unique_ptr<Volume> newer = open(options_for(origin, store));
+      const Bytes before = store.bytes();
+      if (gated) {
+        CondVar pause;
+        Mutex mutex;
+        MutexLock lock(mutex);
+        for (int waits = 0; waits < 1000 && told == Code::OK; waits++) pause.wait_for(lock, 10);
+      } else {
+        CHECK(former->checkpoint().code() == Code::FENCED);
+      }
+      CHECK(told == Code::FENCED);
+      Bytes data(kChunk, 9);
+      CHECK(io(*former, *former->open_origin(), IoOp::WRITE, 0, kChunk, data.data()).code() ==
+            Code::FENCED);
+      CHECK(former->close().code() == Code::FENCED);
+      // But for the index nodes and pages, which went to places that the newer term had free.
+      CHECK(std::equal(before.begin(), before.begin() + format::kJournalOffset,
+                       store.bytes().begin()));
+      if (gated) CHECK(store.bytes() == before);
+    });
+  }
+}
+
 TEST_CASE("terms: a store that was half made is none") {
   SimHost host(1);
   host.add_disk("origin", kOriginBytes);

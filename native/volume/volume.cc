@@ -320,14 +320,20 @@ Status VolumeImpl::close() {
   });
 }
 
-// The checkpoint thread: looks after journal and dirty blocks before anybody has to wait for them.
+// The checkpoint thread: looks after journal and dirty blocks before anybody has to wait for them,
+// and, where another host may take over, after the store's epoch (F3).
 void VolumeImpl::maintain() {
   constexpr uint64_t kLookEveryMs = 50;
+  constexpr int kTermLookEvery = 14;  // looks: as often as a grant is renewed
   MutexLock lock(maintain_mutex_);
-  while (!maintain_stop_) {
+  for (int looks = 1; !maintain_stop_; looks++) {
     maintain_wake_.wait_for(lock, kLookEveryMs);
     if (maintain_stop_ || store_->failed()) continue;
     lock.unlock();
+    if (options_.gate && looks % kTermLookEvery == 0 && !store_->check_term().ok()) {
+      lock.lock();
+      continue;
+    }
     if (store_->wants_checkpoint()) {
       Status status = store_->checkpoint();
       // No room for metadata is no failure: reclaim, or the end of a check, brings some.
