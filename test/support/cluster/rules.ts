@@ -41,7 +41,8 @@ export class Rules {
   committed(before: ServiceRecord | undefined, after: ServiceRecord, by: SimProcess): void {
     const { slot, epoch } = after;
     this.must(epoch >= (before?.epoch ?? 0n), "F1", () => `the epoch fell from ${before?.epoch} to ${epoch}`);
-    if (slot.beat && slot.beat.seq !== before?.slot.beat?.seq)
+    // Each term counts from 1: a claim right after another's has the same number.
+    if (slot.beat && (slot.beat.seq !== before?.slot.beat?.seq || epoch !== before.epoch))
       this.renewedMs.set(epoch, by.host.boottimeMs());
     if (slot.state !== before?.slot.state || slot.instance !== before?.slot.instance)
       this.universe.trace(
