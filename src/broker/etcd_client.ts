@@ -1,8 +1,8 @@
 // Calls of etcd's JSON gateway (/v3 over HTTP/1.1), each with a deadline. Used by etcd_records.ts and
 // etcd_watch.ts.
 //
-// EC1 Every call ends: an endpoint that does not answer within the time between two renewals is left for the next;
-//     when all have been tried the call rejects with IO_ERROR and names the last cause.
+// EC1 Every call ends: an endpoint that does not answer within the time between two renewals is left
+//     for the next; when all have been tried the call rejects with IO_ERROR and names the last cause.
 // EC2 A transaction may be sent twice by this: callers must send only what may be (ER2).
 // EC3 Refusals (auth, bad request) are answers: they are not tried elsewhere.
 import { Agent as HttpAgent, request as httpRequest, type IncomingMessage } from "node:http";

@@ -1,6 +1,8 @@
 /** The resource agent ocf:csnap:server as a cluster calls it, with the built command; over the local broker and etcd. */
 import { spawn } from "node:child_process";
-import { readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { setTimeout as pause } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { collect, MAIN, Sandbox } from "../support/csnap.js";
@@ -19,6 +21,7 @@ interface Shown {
   readonly state: string;
   readonly pid: number;
   readonly epoch: number;
+  readonly silent: boolean;
 }
 
 /** One node: a volume of its own, and the agent's parameters for it. */
@@ -181,4 +184,36 @@ describe.skipIf(!isRoot).each(["local:", "etcd"])("ocf:csnap:server, broker %s",
     expect(await node.status("monitor", { OCF_CHECK_LEVEL: "10" })).toBe(GENERIC);
     expect(await node.status("stop")).toBe(OK);
   });
+
+  it.runIf(kind === "etcd")(
+    "takes over from a silent node where the cluster fences, and not otherwise (F8)",
+    { timeout: LIMIT_MS },
+    async () => {
+      const { env } = node.sandbox;
+      env.CSNAP_HOST = "lost";
+      const lost = await node.sandbox.serve("vol");
+      env.CSNAP_HOST = undefined;
+      await lost.kill();
+      const { epoch } = await node.shown();
+      while (!(await node.shown()).silent) await pause(200);
+      const plain = await node.does("start");
+      expect([plain.status, plain.stderr]).toEqual([GENERIC, expect.stringContaining(`epoch ${epoch}`)]);
+      // Pacemaker's own: what the cluster's property is.
+      const bin = node.sandbox.path("bin");
+      mkdirSync(bin);
+      const cluster = (fences: boolean) => {
+        writeFileSync(join(bin, "crm_attribute"), `#!/bin/sh\necho ${fences}\n`, { mode: 0o755 });
+        return { fenced: "true", PATH: `${bin}:${process.env.PATH}` };
+      };
+      const unfenced = await node.does("start", cluster(false));
+      expect([unfenced.status, unfenced.stderr]).toEqual([
+        CONFIGURED,
+        expect.stringContaining("stonith-enabled is not true"),
+      ]);
+      expect(await node.status("start", cluster(true))).toBe(OK);
+      expect(await node.shown()).toMatchObject({ state: "published", silent: false });
+      expect((await node.shown()).epoch).toBeGreaterThan(epoch);
+      expect(await node.status("stop")).toBe(OK);
+    },
+  );
 });
