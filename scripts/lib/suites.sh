@@ -88,7 +88,7 @@ suite_schedules() {
     pids+=($!)
   done
   for pid in "${pids[@]}"; do wait "$pid" || status=$?; done
-  vitest mistakes schedules mistakes.test
+  vitest mistakes schedules mistakes.test || status=$?
   return "$status"
 }
 
