@@ -62,6 +62,28 @@ describe("the sector model", () => {
     expect(() => model.settle(volume)).toThrow("sector 1 holds what nobody wrote there");
   });
 
+  it("allows a read to find a sector half written, only by a change that is under way and only of what was there", () => {
+    const { model, volume } = start();
+    const old = written(model, 0, 2, volume);
+    const quiet = model.beginRead(0, 2);
+    const torn = Buffer.from(volume);
+    const late = model.issue("write", 1, 1);
+    contentOf(late).copy(torn, SECTOR, 0, 200);
+    const busy = model.beginRead(0, 2);
+    model.acknowledge(late);
+    const atRest = model.beginRead(0, 2);
+
+    for (const check of [quiet, busy]) check(torn);
+    expect(() => atRest(torn)).toThrow("sector 1 holds what nobody wrote there");
+    expect(() => model.settle(torn)).toThrow("sector 1 holds what nobody wrote there");
+    const foreign = Buffer.from(torn);
+    foreign.fill(0, SECTOR + 256, SECTOR + 264);
+    expect(() => busy(foreign)).toThrow("sector 1 holds what nobody wrote there");
+    const elsewhere = Buffer.from(torn);
+    contentOf({ ...old, value: late.value }).copy(elsewhere, 0, 0, 256);
+    expect(() => busy(elsewhere)).toThrow("sector 0 holds what nobody wrote there");
+  });
+
   it("refuses a read of what was replaced before it began", () => {
     const { model, volume } = start();
     written(model, 0, 1, volume);

@@ -10,6 +10,9 @@
  * 3. A snapshot is a cut: if it holds anything of an operation issued at time T, it holds all that was acknowledged
  *    before T; T is at least the call of its creation. Nothing issued after the return is in it.
  * 4. A trim may leave zeros or what was there: it adds a possibility and rules none out.
+ * 5. A read may find a sector half written by a change that is under way meanwhile: the page cache promises no more
+ *    (two threads that pread and pwrite one sector of a file see it within a second). Such a sector holds words of
+ *    what is possible there, and nothing else; a sector at rest is never torn, nor one of a snapshot.
  */
 export const SECTOR = 512;
 const MAGIC = 0x6b396f70;
@@ -73,19 +76,23 @@ export class SectorModel {
 
   /** What may be read from now on; check what was read with it after the reply. */
   beginRead(first: number, count: number): (data: Buffer) => void {
+    const began = ++this.#clock;
     const before = this.#possible.slice(first, first + count);
     // Also what came and was overwritten again before the reply.
     const during: Operation[] = [];
     this.#reads.add(during);
     return (data) => {
       this.#reads.delete(during);
-      readValues(data, first).forEach((value, i) => {
-        const sector = first + i;
-        const meanwhile = during.filter((op) => op.first <= sector && sector < op.first + op.count);
+      for (let i = 0; i < count; i++) {
+        const place = first + i;
+        const sector = data.subarray(i * SECTOR, (i + 1) * SECTOR);
+        const meanwhile = during.filter((op) => op.first <= place && place < op.first + op.count);
         const possible = [...(before[i] ?? []), ...meanwhile];
+        if (possible.some(({ acked }) => acked > began) && isMixed(sector, place, possible)) continue;
+        const value = readValue(sector, place);
         if (!possible.some((operation) => operation.value === value))
-          throw new Error(wrongSector(first + i, value, possible));
-      });
+          throw new Error(wrongSector(place, value, possible));
+      }
     };
   }
 
@@ -148,14 +155,27 @@ function tag(value: number, sector: number): Buffer {
 
 /** Throws for a sector that is torn, of another place, or neither zeros nor written by an operation. */
 export function readValues(data: Buffer, first: number): number[] {
-  return Array.from({ length: data.length / SECTOR }, (_, i) => {
-    const sector = data.subarray(i * SECTOR, (i + 1) * SECTOR);
-    if (sector.equals(ZEROS)) return 0;
-    const value = sector.readUInt32BE(4);
-    if (!sector.equals(Buffer.alloc(SECTOR, tag(value, first + i))))
-      throw new Error(`sector ${first + i} holds what nobody wrote there: ${sector.toString("hex", 0, 48)}…`);
-    return value;
-  });
+  return Array.from({ length: data.length / SECTOR }, (_, i) =>
+    readValue(data.subarray(i * SECTOR, (i + 1) * SECTOR), first + i),
+  );
+}
+
+function readValue(sector: Buffer, place: number): number {
+  if (sector.equals(ZEROS)) return 0;
+  const value = sector.readUInt32BE(4);
+  if (!sector.equals(Buffer.alloc(SECTOR, tag(value, place))))
+    throw new Error(`sector ${place} holds what nobody wrote there: ${sector.toString("hex")}`);
+  return value;
+}
+
+/** Whether every word of 8 bytes is one that a possible operation left there. */
+function isMixed(sector: Buffer, place: number, possible: readonly Operation[]): boolean {
+  const left = possible.map(({ value }) => (value === 0 ? ZEROS.subarray(0, 16) : tag(value, place)));
+  for (let at = 0; at < SECTOR; at += 8) {
+    const word = sector.subarray(at, at + 8);
+    if (!left.some((bytes) => bytes.subarray(at % 16, (at % 16) + 8).equals(word))) return false;
+  }
+  return true;
 }
 
 function wrongSector(sector: number, value: number, possible: readonly Operation[]): string {
