@@ -144,6 +144,8 @@ export interface ClaimOptions {
   readonly volumeUuid: string;
   /** 'command': an offline change, which an administrator's disable does not forbid */
   readonly purpose: "serve" | "command";
+  /** An agent's order made the claimant: it takes the slot over by that instance, and no other slot (F7). */
+  readonly ordered?: boolean;
 }
 
 /** The right to serve one term. */

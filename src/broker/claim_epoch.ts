@@ -17,8 +17,7 @@ export async function claimEpoch(
   broker: Broker,
   native: StoreReader,
   definition: VolumeDefinition,
-  purpose: ClaimOptions["purpose"],
-  instance: string,
+  claim: Pick<ClaimOptions, "purpose" | "instance" | "ordered">,
 ): Promise<Grant> {
   let storeEpoch: Epoch;
   try {
@@ -26,5 +25,5 @@ export async function claimEpoch(
   } catch (error) {
     throw explain(error, definition);
   }
-  return broker.claim(definition.name, { instance, storeEpoch, volumeUuid: definition.uuid, purpose });
+  return broker.claim(definition.name, { ...claim, storeEpoch, volumeUuid: definition.uuid });
 }

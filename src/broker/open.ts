@@ -10,31 +10,38 @@ import { type NativeGates, RenewingLeaseKeeper } from "./lease_keeper.js";
 import { SilenceLiveness } from "./liveness.js";
 import { ownIdentity } from "./process_identity.js";
 import { RecordBroker } from "./record_broker.js";
-import { startRenewalThread } from "./renewal_thread.js";
+import { RenewalThreads } from "./renewal_thread.js";
 
 export const defaultBrokerUrl = "local:";
 
-/**
- * `local:` or `etcd://…` (etcd_url.ts). USAGE for anything else. Waits for nothing.
- * @param native of the core's gates, for who serves; without it a grant has no gate
- */
+/** For who serves. */
+export interface ServingOptions {
+  /** of the core's gates; without it a grant has no gate */
+  readonly native?: NativeGates;
+  /** The claim comes later, and shall then meet nothing that is still to be loaded. */
+  readonly warm?: boolean;
+}
+
+/** `local:` or `etcd://…` (etcd_url.ts). USAGE for anything else. Waits for nothing. */
 export function openBroker(
   url: string,
   { stateDir }: Pick<Directories, "stateDir">,
-  native?: NativeGates,
+  { native, warm = false }: ServingOptions = {},
 ): Broker {
   if (url === defaultBrokerUrl)
     return new RecordBroker({ store: new FileRecords(join(stateDir, "broker")), reach: "host" });
   const scheme = /^([a-z]+):/.exec(url)?.[1];
   if (scheme === "etcd") {
     const self = ownIdentity();
+    const threads = new RenewalThreads(url);
+    if (warm) threads.warm();
     return new RecordBroker({
       store: EtcdRecords.open(url),
       reach: "cluster",
       self,
       liveness: new SilenceLiveness(self),
       leases: new RenewingLeaseKeeper({
-        startRenewal: (job) => startRenewalThread(url, job),
+        startRenewal: (job) => threads.start(job),
         native,
         timing: parseEtcdUrl(url).timing,
       }),

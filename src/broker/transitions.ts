@@ -60,6 +60,7 @@ export function claimed(
   }
   const isOrdered = slot.ordered && slot.instance === options.instance;
   const isOwn = slot.holder !== null && sameProcess(slot.holder, self) && slot.instance === options.instance;
+  if (options.ordered && !isOrdered && !isOwn) throw withdrawnError(service);
   if (isHeld(found) && !isOrdered && !isOwn) throw heldError(service, record, found.life);
   const adopted = isOrdered && record.epoch > options.storeEpoch;
   // In one term no number comes twice, whoever writes it (LS1).
@@ -223,6 +224,14 @@ function otherVolume(service: string, spec: ServiceSpec, uuid: string): CsnapErr
   );
 }
 
+/** FENCED. A server that stood still between its order and its claim may find a newer order, or none. */
+function withdrawnError(service: string): CsnapError {
+  return new CsnapError(
+    "FENCED",
+    `${service}: the agent's order was withdrawn before this server took it over: the agents see to the next one`,
+  );
+}
+
 /** BUSY, in words. */
 export function heldError(service: string, { slot, epoch }: ServiceRecord, life: Life): CsnapError {
   const { holder } = slot;
@@ -231,13 +240,14 @@ export function heldError(service: string, { slot, epoch }: ServiceRecord, life:
       "BUSY",
       `${service}: nothing is heard of ${holder.host}, which has epoch ${epoch} and may still write: bring it back, or, once it is off for certain, \`csnap volume fence-confirm ${service} --epoch ${epoch}\``,
     );
-  const pid = holder?.pid;
+  // Beside other hosts, a number of a process says little.
+  const who = slot.beat && holder ? `${holder.pid} of ${holder.host}` : holder?.pid;
   const use = slot.ordered
     ? "the agent, which is starting its server: wait for it"
     : slot.purpose === "command"
       ? "a command that changes it: wait until that is done"
       : `which serves it with epoch ${epoch}: stop that one first`;
-  return new CsnapError("BUSY", `${service}: in use by process ${pid}, ${use}`);
+  return new CsnapError("BUSY", `${service}: in use by process ${who}, ${use}`);
 }
 
 /** TR2: the record, if the slot is still this term's. */

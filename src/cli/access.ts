@@ -119,9 +119,9 @@ async function claimIfKnown(
   native: NativeBinding,
   definition: VolumeDefinition,
 ): Promise<Grant | undefined> {
-  const broker = openBroker(context.brokerUrl, context, native);
+  const broker = openBroker(context.brokerUrl, context, { native });
   if ((await broker.describe(definition.name)) === undefined) return undefined;
-  return claimEpoch(broker, native, definition, "command", randomUUID());
+  return claimEpoch(broker, native, definition, { purpose: "command", instance: randomUUID() });
 }
 
 function warnUnclean({ name, origin }: VolumeDefinition): void {

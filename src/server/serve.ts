@@ -65,8 +65,12 @@ export async function serveVolume(request: ServeRequest): Promise<void> {
   const isRoot = process.getuid?.() === 0;
   const missing = takePrecautions(native);
   const claimedMs = performance.now();
-  const instance = request.instance ?? randomUUID();
-  const grant = await waitForLock(() => claimEpoch(request.broker, native, definition, "serve", instance));
+  const claim = {
+    purpose: "serve",
+    instance: request.instance ?? randomUUID(),
+    ordered: request.instance !== undefined,
+  } as const;
+  const grant = await waitForLock(() => claimEpoch(request.broker, native, definition, claim));
   const term = new Term(grant, request.log);
   let server: VolumeServer | undefined;
   let volume: NativeVolume | undefined;

@@ -262,7 +262,10 @@ describe("on one host", () => {
     await theirs.must("import", mine.path("vol.store"), "--name", "vol", "--origin", mine.path("vol.img"));
     const definition = loadDefinition(theirs.path("state"), "vol");
     const broker = openBroker("local:", { stateDir: theirs.path("state") });
-    const { epoch } = await claimEpoch(broker, native, definition, "serve", randomUUID());
+    const { epoch } = await claimEpoch(broker, native, definition, {
+      purpose: "serve",
+      instance: randomUUID(),
+    });
     await (await mine.serve("vol")).stop();
     const outcome = await openVolume(native, definition, {
       durability: "flush",

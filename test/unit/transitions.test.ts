@@ -4,7 +4,7 @@ import type { ClaimOptions } from "../../src/broker/broker.js";
 import { silenceMs } from "../../src/broker/lease.js";
 import { type Life, SilenceLiveness } from "../../src/broker/liveness.js";
 import { ownIdentity, type ProcessIdentity } from "../../src/broker/process_identity.js";
-import { newRecord, type ServiceRecord } from "../../src/broker/record.js";
+import { newRecord, type ServiceRecord, vacantSlot } from "../../src/broker/record.js";
 import {
   adoptedEpoch,
   behindStore,
@@ -75,6 +75,21 @@ describe("a slot", () => {
     const taken = claim(renewedOnce, "alive", { instance: "old" });
     expect(taken.epoch).toBe(ordered.epoch);
     expect(taken.slot.beat?.seq).toBe(8);
+  });
+
+  it("is not for a server whose order was withdrawn, even if nobody has it", () => {
+    const vacant = { ...heldBy(here), slot: vacantSlot("", AT) };
+    expect(() => claim(vacant, "gone", { instance: "old", ordered: true })).toThrow(
+      /^disk1: the agent's order was withdrawn before this server took it over/,
+    );
+    expect(claim(vacant, "gone", { instance: "old" }).epoch).toBe(2n);
+    // Its own claim, whose answer was lost, is found again.
+    const own = { ...heldBy(here) };
+    expect(claim(own, "alive", { instance: "old", ordered: true }).slot.instance).toBe("old");
+  });
+
+  it("in a cluster names the host that has it", () => {
+    expect(() => claim(heldBy(there), "alive")).toThrow(/in use by process \d+ of there, which serves it/);
   });
 });
 

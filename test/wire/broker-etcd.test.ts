@@ -58,7 +58,7 @@ async function hostNamed(host: string, url: string): Promise<Broker> {
   const { RecordBroker } = await importBuilt<typeof RecordBrokerModule>("broker/record_broker.js");
   const { EtcdRecords } = await importBuilt<typeof Records>("broker/etcd_records.js");
   const { RenewingLeaseKeeper } = await importBuilt<typeof Keeper>("broker/lease_keeper.js");
-  const { startRenewalThread } = await importBuilt<typeof Thread>("broker/renewal_thread.js");
+  const { RenewalThreads } = await importBuilt<typeof Thread>("broker/renewal_thread.js");
   const { SilenceLiveness } = await importBuilt<typeof Liveness>("broker/liveness.js");
   const self = { ...ownIdentity(), host };
   return new RecordBroker({
@@ -66,7 +66,7 @@ async function hostNamed(host: string, url: string): Promise<Broker> {
     reach: "cluster",
     self,
     liveness: new SilenceLiveness(self),
-    leases: new RenewingLeaseKeeper({ startRenewal: (job) => startRenewalThread(url, job) }),
+    leases: new RenewingLeaseKeeper({ startRenewal: (job) => new RenewalThreads(url).start(job) }),
   });
 }
 

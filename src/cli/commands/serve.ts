@@ -79,7 +79,7 @@ async function serve(context: Context, name: string, options: ServeOptions): Pro
   ]);
   const plan = planServe(name, context.runDir, settings, inherited);
   const native = await loadNative();
-  const broker = openBroker(context.brokerUrl, context, native);
+  const broker = openBroker(context.brokerUrl, context, { native, warm: standby ?? false });
   const instance = standby ? await orderedInstance(broker, name) : undefined;
   if (standby && instance === undefined) return broker.close();
   if (!standby) await refuseServed(context, definition);

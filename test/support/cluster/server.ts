@@ -109,7 +109,11 @@ export class SimServer {
     const broker: Broker = world.brokerOf(process, this.nativeGates());
     const native = { readStore: async () => ({ epoch: await world.store.readEpoch(process) }) };
     const definition = { name: VOLUME, uuid: world.uuid, store: "shared", origin: "shared", serve: {} };
-    const grant = await claimEpoch(broker, native, definition, "serve", order.instance);
+    const grant = await claimEpoch(broker, native, definition, {
+      purpose: "serve",
+      instance: order.instance,
+      ordered: true,
+    });
     this.epoch = grant.epoch;
     this.gate = grant.gate;
     const log = (line: string) => world.universe.trace(`${process.name}: ${line}`);
