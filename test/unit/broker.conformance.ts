@@ -241,9 +241,9 @@ export function brokerConformance(name: string, makeBackend: () => Promise<Backe
         expect(await none.until("failed")).toMatchObject({ code: "DEADLINE", final: true });
         const grant = await claim(broker);
         await grant.publish(ADDRESS);
-        const ear = new Ear(broker.request({ service: SERVICE, deadlineMs: 300 }));
+        const ear = new Ear(broker.request({ service: SERVICE, deadlineMs: 2000 }));
         await ear.until("address");
-        await pause(350);
+        await pause(2100);
         expect(ear.types()).not.toContain("failed");
       });
     });

@@ -145,7 +145,10 @@ describe.skipIf(!isRoot).each(["local:", "etcd"])("ocf:csnap:server, broker %s",
     expect(await node.status("stop", { CRM_meta_timeout: "16000" })).toBe(OK);
     expect(isAlive(pid)).toBe(false);
     expect(await node.status("start")).toBe(OK);
-    process.kill((await node.shown()).pid, "SIGKILL");
+    const { pid: killed } = await node.shown();
+    process.kill(killed, "SIGKILL");
+    // Until the kernel has done it, the server is one that is stuck.
+    await expect.poll(() => isAlive(killed), { timeout: 5000 }).toBe(false);
     expect(await node.status("monitor")).toBe(NOT_RUNNING);
     expect(await node.status("start")).toBe(OK);
     expect((await node.shown()).state).toBe("published");
