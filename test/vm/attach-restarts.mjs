@@ -17,9 +17,12 @@ import * as rig from "./attach-rig.mjs";
 import { agent, finish, now, run, startAgent, startServer, stop, test, until } from "./attach-rig.mjs";
 
 const ROUNDS = rig.isFull ? 20 : 3;
-/** After a crash requests that were under way are repeated by the kernel's timer of about a second. */
-const CRASH_LIMIT_S = 1.2;
-const PLANNED_LIMIT_S = 0.4;
+/**
+ * After a crash requests that were under way are repeated by the kernel's timer of about a second. The full tier has
+ * the machine for itself; beside other suites an emulated processor's tenths of seconds say nothing.
+ */
+const CRASH_LIMIT_S = rig.isFull ? 1.2 : 30;
+const PLANNED_LIMIT_S = rig.isFull ? 0.4 : 30;
 const WRITER = fileURLToPath(new URL("attach-writer.mjs", import.meta.url));
 const directory = `${rig.work}/mnt`;
 
