@@ -89,7 +89,11 @@ export class Rules {
     this.must(admin !== "disabled", "F7", () => `${by.name} claimed ${epoch} of a disabled service`);
     if (slot.ordered) this.orders.add(`${slot.instance} ${epoch}`);
     // Every server here is an agent's; one whose claim was written and not answered claims once more.
-    this.must(slot.ordered || before?.slot.instance === slot.instance, "F7", () => `${by.name} claimed ${epoch} without its order`);
+    this.must(
+      slot.ordered || before?.slot.instance === slot.instance,
+      "F7",
+      () => `${by.name} claimed ${epoch} without its order`,
+    );
     const former = this.holders.get(epoch);
     this.must(former === undefined || former === slot.instance, "F1", () => `epoch ${epoch} came twice`);
     this.holders.set(epoch, slot.instance);
