@@ -124,6 +124,7 @@ export type VolumeEventKind =
   | "low-water"
   | "high-water"
   | "store-full"
+  | "origin-full"
   | "checksum-error"
   | "failed"
   | "connection-closed"
@@ -208,6 +209,10 @@ export interface NativeVolumeInfo extends StoreSummary {
   readonly commits: number;
   readonly checkpoints: number;
   readonly parked: number;
+  readonly staged: number;
+  readonly applied: number;
+  /** now, in RAM */
+  readonly stagedBytes: number;
   readonly checksumErrors: number;
   readonly chunksFreed: number;
 }

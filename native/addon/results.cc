@@ -82,6 +82,8 @@ const char* event_name(VolumeEvent::Kind kind) {
       return "high-water";
     case VolumeEvent::Kind::STORE_FULL:
       return "store-full";
+    case VolumeEvent::Kind::ORIGIN_FULL:
+      return "origin-full";
     case VolumeEvent::Kind::CHECKSUM_ERROR:
       return "checksum-error";
     case VolumeEvent::Kind::FAILED:
@@ -210,6 +212,9 @@ Napi::Object volume_info(Napi::Env env, const VolumeInfo& info) {
       .count("commits", info.commits)
       .count("checkpoints", info.checkpoints)
       .count("parked", info.parked)
+      .count("staged", info.staged)
+      .count("applied", info.applied)
+      .count("stagedBytes", info.staged_bytes)
       .count("checksumErrors", info.checksum_errors)
       .count("chunksFreed", info.chunks_freed)
       .take();

@@ -58,6 +58,12 @@ class Device {
     (void)offset;
     return {length, false};
   }
+  // Space for later writes to the range, whose content stays as it is. OK where nothing is to be
+  // allocated, or nothing can be promised. Errors: IO_ERROR, NO_SPACE.
+  virtual Status allocate(uint64_t offset, uint64_t length) {
+    (void)offset, (void)length;
+    return {};
+  }
   // A hint: begin to write back dirty data, without waiting.
   virtual void start_writeback() {}
   // Reads come from the medium again, but for what is still to be written. After a failed sync the

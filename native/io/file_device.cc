@@ -359,6 +359,20 @@ Status FileDevice::discard(uint64_t offset, uint64_t length) {
   return Status(Code::NOT_SUPPORTED, path_ + ": discard is not supported");
 }
 
+Status FileDevice::allocate(uint64_t offset, uint64_t length) {
+  while (!is_block_ && length > 0) {
+    const DeviceExtent extent = extent_at(offset, length);
+    if (extent.hole) {
+      const int result = fallocate_retrying(fd(), FALLOC_FL_KEEP_SIZE, offset, extent.length_bytes);
+      if (is_unsupported(result)) return {};
+      if (result != 0) return error("allocating", offset, extent.length_bytes, result);
+    }
+    offset += extent.length_bytes;
+    length -= extent.length_bytes;
+  }
+  return {};
+}
+
 DeviceExtent FileDevice::extent_at(uint64_t offset, uint64_t length) {
   if (is_block_) return {length, false};
   const off_t start = static_cast<off_t>(offset);

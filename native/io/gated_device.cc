@@ -40,6 +40,11 @@ Status GatedDevice::discard(uint64_t offset, uint64_t length) {
   return completed(below_.discard(offset, length), false);
 }
 
+Status GatedDevice::allocate(uint64_t offset, uint64_t length) {
+  if (!gate_.admit()) return refuse();
+  return completed(below_.allocate(offset, length), false);
+}
+
 void GatedDevice::start_writeback() {
   if (gate_.is_open()) below_.start_writeback();
 }

@@ -115,7 +115,8 @@ TEST_CASE("gate: a write that was parked when the grant ended gets no byte and c
   rig.snapshot("s");
   rig.grant.extend(Lapse::kDeadlineNs);
   rig.store_gate.close_gate();
-  client.request(Command::WRITE, 1, 0, 4096, 0, Bytes(4096, 2));
+  // A whole chunk: a smaller one would be staged.
+  client.request(Command::WRITE, 1, 0, Rig::kChunkBytes, 0, Bytes(Rig::kChunkBytes, 2));
   rig.store_gate.wait_for_sync();
   rig.lapse.lapse();
   rig.store_gate.open_gate();

@@ -117,7 +117,7 @@ TEST_CASE("39, 40: a disconnect or a half close behind a pending request: answer
     Client client = rig.connect();
     rig.snapshot("s");
     rig.store_gate.close_gate();
-    client.request(Command::WRITE, 1, 0, 4096, 0, Bytes(4096, 1));
+    client.request(Command::WRITE, 1, 0, Rig::kChunkBytes, 0, Bytes(Rig::kChunkBytes, 1));
     client.request(Command::READ, 2, 65536, 4096);
     if (half)
       client.half_close();

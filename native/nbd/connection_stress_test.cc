@@ -124,7 +124,7 @@ TEST_CASE("50: 64 requests in any order of completion, each answered as itself")
       reads[i] = 512;
     } else {
       // First write to a shared chunk: waits for the gate.
-      client.request(Command::WRITE, i, offset + 512, 512, 0, Bytes(512, 0xaa));
+      client.request(Command::WRITE, i, offset, Rig::kChunkBytes, 0, Bytes(Rig::kChunkBytes, 0xaa));
       parked++;
     }
   }
@@ -283,7 +283,7 @@ TEST_CASE("55: a drain answers what is under way, drops what is not, and ends") 
     const uint64_t id = rig.last_id;
     rig.snapshot("s");
     rig.store_gate.close_gate();
-    client.request(Command::WRITE, 1, 0, 4096, 0, Bytes(4096, 1));
+    client.request(Command::WRITE, 1, 0, Rig::kChunkBytes, 0, Bytes(Rig::kChunkBytes, 1));
     rig.store_gate.wait_for_sync();
     rig.set->drain(id);
     // Not read by the server any more; on TCP these bytes must not cost the answer. A unix socket
@@ -306,7 +306,7 @@ TEST_CASE("a cut ends the socket at once, while issued writes still finish") {
   const uint64_t id = rig.last_id;
   rig.snapshot("s");
   rig.store_gate.close_gate();
-  client.request(Command::WRITE, 1, 0, 4096, 0, Bytes(4096, 1));
+  client.request(Command::WRITE, 1, 0, Rig::kChunkBytes, 0, Bytes(Rig::kChunkBytes, 1));
   rig.store_gate.wait_for_sync();
   rig.set->cut(id, "for the test");
   CHECK(client.at_end());

@@ -68,6 +68,9 @@ class GateDevice final : public Device {
   Status discard(uint64_t offset, uint64_t length) override {
     return below_.discard(offset, length);
   }
+  Status allocate(uint64_t offset, uint64_t length) override {
+    return below_.allocate(offset, length);
+  }
   DeviceExtent extent_at(uint64_t offset, uint64_t length) override {
     return below_.extent_at(offset, length);
   }

@@ -10,17 +10,27 @@ using format::Superblock;
 
 bool Store::wants_checkpoint() {
   MutexLock lock(transaction_);
-  return !failed() && (journal_->used_bytes() * 2 >= journal_->size_bytes() ||
+  return !failed() && (journal_used_bytes() * 2 >= superblock_.journal_bytes ||
                        fresh_.size() * 2 >= dirty_limit());
 }
 
-// Everything of the next superblock but the roots. The tail moves to the head: all records so far
-// are in the state being written (R1, R2).
+// Everything of the next superblock but the roots. All transactions so far are in the state being
+// written (R1, R2), so the tail moves to the head, or to the first staged record that is still
+// needed (R5).
 void Store::fill_superblock(Superblock& next) {
   next = superblock_;
-  next.journal_tail = journal_->head();
-  next.tail_sequence = journal_->next_sequence();
-  next.confirmed_sequence = confirmed_;
+  {
+    MutexLock append(append_);
+    std::optional<RecordPlace> oldest;
+    if (oldest_)
+      oldest = oldest_();
+    else if (!recovered_.empty())
+      oldest = recovered_.front().place;
+    next.journal_tail = oldest ? oldest->position : journal_->head();
+    next.tail_sequence = oldest ? oldest->sequence : journal_->next_sequence();
+    next.state_sequence = journal_->next_sequence() - 1;
+    next.confirmed_sequence = confirmed_;
+  }
   next.exception_count = index_->stats().entries;
   next.snapshot_slots = snapshots_->slots();
   next.counter_slots = counters_->slots();
@@ -64,7 +74,7 @@ Status Store::checkpoint(bool clean, const std::function<void(Superblock&)>& edi
   if (failed()) return failure();
   if (options_.look_only)
     return Status(Code::READ_ONLY, device_.name() + ": the volume is open for looking only");
-  const bool idle = journal_->used_bytes() == 0 && fresh_.empty() && !index_->stats().dirty_nodes &&
+  const bool idle = journal_used_bytes() == 0 && fresh_.empty() && !index_->stats().dirty_nodes &&
                     !snapshots_->pages().dirty() && !counters_->pages().dirty() &&
                     released_.empty();
   if (idle && !clean && !edit) return Status();
@@ -105,8 +115,8 @@ Status Store::flip_superblock(Superblock& next, bool& sync_failed) {
   return Status();
 }
 
-Status Store::write_state(bool clean, const std::function<void(Superblock&)>& edit,
-                          MutexLock& lock) {
+Status Store::write_state(bool clean, const std::function<void(Superblock&)>& edit, MutexLock& lock,
+                          bool hold) {
   if (space_map_->free_blocks() < page_blocks_needed())
     return Status(Code::NO_SPACE, device_.name() + ": no room for a checkpoint's metadata");
   // The cut: from here to unlock() nothing changes.
@@ -124,6 +134,10 @@ Status Store::write_state(bool clean, const std::function<void(Superblock&)>& ed
   next.space_counters = counters_->pages().seal(blocks);
   next.space_map = space_map_->pages().seal(blocks);
   next.state = clean ? (next.state | format::kStateClean) : (next.state & ~format::kStateClean);
+  if (clean) {
+    CSNAP_ASSERT(next.tail_sequence == next.state_sequence + 1);  // nothing is staged
+    next.incompat = next.incompat & ~format::kIncompatStaging;
+  }
   if (edit) edit(next);
   if (pins_ > 0) {
     pinned_state_.resize(space_map_->block_count());
@@ -133,7 +147,7 @@ Status Store::write_state(bool clean, const std::function<void(Superblock&)>& ed
   std::vector<BlockNumber> released = std::move(released_);
   released_.clear();
   fresh_.clear();
-  lock.unlock();
+  if (!hold) lock.unlock();
 
   // Data first, the superblock last (W4: only then may what it no longer refers to be reused).
   Status status = write_sealed(blocks);
@@ -143,7 +157,7 @@ Status Store::write_state(bool clean, const std::function<void(Superblock&)>& ed
     sync_failed = !status.ok();
   }
   if (status.ok()) status = flip_superblock(next, sync_failed);
-  lock.lock();
+  if (!hold) lock.lock();
   if (!status.ok()) {
     fail(status, sync_failed);
     return failure();
@@ -158,11 +172,16 @@ Status Store::write_state(bool clean, const std::function<void(Superblock&)>& ed
   superblock_.space_counters = next.space_counters;
   superblock_.journal_tail = next.journal_tail;
   superblock_.tail_sequence = next.tail_sequence;
+  superblock_.state_sequence = next.state_sequence;
   superblock_.state = next.state;
+  superblock_.incompat = next.incompat;
   superblock_.epoch_count = next.epoch_count;
   std::memcpy(superblock_.epochs, next.epochs, sizeof next.epochs);
   chain_ = chain_of(next);
-  journal_->set_tail(tail);
+  {
+    MutexLock append(append_);
+    journal_->set_tail(tail);
+  }
   checkpoint_record_due_ = true;
   let_go(released, 1, pinned_blocks_);
   return Status();

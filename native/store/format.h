@@ -31,9 +31,9 @@ using Uuid = uint8_t[16];
 
 // Feature bits. An unknown compat bit is ignored, an unknown ro_compat bit allows looks only, an
 // unknown incompat bit refuses the store.
-constexpr uint64_t kIncompatStaging = 1 << 0;  // journal may hold DATA, ZERO_RANGE, APPLIED records
+constexpr uint64_t kIncompatStaging = 1 << 0;  // journal may hold DATA and APPLIED records
 constexpr uint64_t kIncompatClones = 1 << 1;   // CLONE_PAIR records, INHERIT entries
-constexpr uint64_t kIncompatSupported = 0;
+constexpr uint64_t kIncompatSupported = kIncompatStaging;
 
 constexpr uint32_t kStateClean = 1 << 0;       // closed in order: origin current, nothing to replay
 constexpr uint32_t kStateSyncFailed = 1 << 1;  // W9: only --accept-loss opens it
@@ -131,7 +131,10 @@ struct Superblock {
   char volume_name[kNameBytesMax];  // NUL padded
   char origin_identity[512];        // text, NUL padded; see io/identity.h
   char origin_path[1024];           // a hint for import, NUL padded; empty where longer
-  uint8_t reserved3[1552];
+  // Under kIncompatStaging: records of transactions up to this one are in this superblock's state,
+  // though replay starts before it.
+  le64 state_sequence;
+  uint8_t reserved3[1544];
 };
 static_assert(sizeof(Superblock) == 4096);
 
@@ -308,8 +311,8 @@ struct DataRecord {
   le32 volume;
   le32 length_bytes;
   le64 generation;
-  le64 offset;          // bytes, within the volume
-  le64 reserved_block;  // store chunk reserved for its exception; 0: none
+  le64 offset;  // bytes, within the volume; the range lies in one chunk
+  le64 reserved;
 };
 static_assert(sizeof(DataRecord) == 32);
 

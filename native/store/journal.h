@@ -44,6 +44,12 @@ struct RecordView {
   size_t payload_bytes;
 };
 
+// Where a record stands.
+struct RecordPlace {
+  uint64_t position = 0;
+  Sequence sequence = 0;
+};
+
 struct JournalEnd {
   uint64_t position;  // where the next append goes
   Sequence next_sequence;
@@ -73,6 +79,8 @@ class RecordBatch {
   // Bytes the append takes, padding included.
   uint64_t append_bytes() const { return round_up(bytes_.size(), format::kAppendAlignBytes); }
   size_t record_count() const { return offsets_.size(); }
+  // Where a record starts within the append.
+  uint64_t offset(size_t record) const { return offsets_[record]; }
 
  private:
   friend class Journal;

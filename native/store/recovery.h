@@ -1,4 +1,5 @@
-// Opening a store: replay, verification, the new epoch. Caller: Store::open.
+// Opening a store: replay (replay.cc), verification, the new epoch (recovery.cc). Caller:
+// Store::open.
 //
 // Order: judge the superblock; load tables; read the journal; (unless only looking) make sure that
 // all of this is on the medium; stamp the new epoch in both slots, which closes the former term at
@@ -40,6 +41,8 @@ class Recovery {
   Status read_journal();
   Status take_record(const RecordView& record);
   Status take_entries(const RecordView& record, std::vector<Entry>& out);
+  Status take_staged(const RecordView& record);
+  Status take_applied(const RecordView& record);
   Status take_snapshot(const RecordView& record);
   Status check_granted_epoch();
   Status secure_former_term();
@@ -56,6 +59,7 @@ class Recovery {
   const SuperblockFound& found_;
   JournalEnd end_{};
   std::map<Key, Change> changes_;
+  Sequence state_sequence_ = 0;          // transactions up to here are in the superblock's state
   Sequence verified_upto_ = 0;           // every group up to here was confirmed or verified
   std::vector<Entry> findings_;          // for the RECOVERED record
   std::vector<BlockNumber> quarantine_;  // chunks of findings_: held until the verdict is durable

@@ -77,7 +77,24 @@ uint64_t Store::available_blocks() const {
   return free > reserve ? free - reserve : 0;
 }
 
-uint64_t Store::journal_reserve() const { return journal_->size_bytes() / 8; }
+// What an append leaves of the journal to others. The last of it is for exceptions that staged
+// writes owe: with the oldest of them recorded and applied, the tail moves past as much as that
+// took.
+uint64_t Store::journal_reserve(Priority priority) const {
+  const uint64_t size = journal_->size_bytes();
+  switch (priority) {
+    case Priority::DATA:
+    case Priority::COPY:
+      return std::max(size / 4, 6 * format::kAppendAlignBytes);
+    case Priority::RESERVED:
+      return std::max(size / 8, 4 * format::kAppendAlignBytes);
+    case Priority::APPLIED:
+      return std::max(size / 16, 2 * format::kAppendAlignBytes);
+    case Priority::STAGED:
+      break;
+  }
+  return 0;
+}
 
 uint64_t Store::changes_max() {
   // Half of the limit: the index may grow before the caller begins, and somebody else's changes may
@@ -93,7 +110,9 @@ Result<Store::Transaction> Store::begin(Priority priority, uint64_t record_bytes
       round_up(record_bytes + 2 * sizeof(format::RecordHeader) + sizeof(format::CheckpointRecord) +
                    format::kRecordAlignBytes,
                format::kAppendAlignBytes);
+  const bool is_data = priority == Priority::DATA || priority == Priority::COPY;
   for (int full = 0, attempt = 0;; attempt++) {
+    bool journal_full = false;
     {
       MutexLock lock(transaction_);
       if (failed()) return failure();
@@ -102,13 +121,19 @@ Result<Store::Transaction> Store::begin(Priority priority, uint64_t record_bytes
       reserve_ = reserve_blocks();
       const uint64_t needed = index_changes == 0 ? 0 : index_->blocks_needed(index_changes);
       const uint64_t free = space_map_->free_blocks();
-      const bool journal_fits =
-          journal_->fits(append_bytes, priority == Priority::DATA ? journal_reserve() : 0);
+      // What is staged between here and the append leaves half of the journal (R6).
+      CSNAP_ASSERT(append_bytes * 4 <= journal_->size_bytes());
+      bool journal_fits;
+      {
+        MutexLock append(append_);
+        journal_fits = journal_->fits(append_bytes, journal_reserve(priority));
+        if (journal_fits) promised_bytes_ = append_bytes;
+      }
       const bool dirty_fits = fresh_.empty() || fresh_.size() + needed <= dirty_limit();
-      const bool space_fits = free >= needed + page_blocks_needed() &&
-                              (priority == Priority::RESERVED || free >= reserve_blocks());
+      const bool space_fits =
+          free >= needed + page_blocks_needed() && (!is_data || free >= reserve_blocks());
       if (journal_fits && dirty_fits && space_fits) {
-        Transaction transaction{std::move(lock), RecordBatch()};
+        Transaction transaction{MutexLock(), std::move(lock), RecordBatch()};
         if (checkpoint_record_due_) {
           format::CheckpointRecord record;
           record.superblock_sequence = superblock_.sequence;
@@ -118,6 +143,7 @@ Result<Store::Transaction> Store::begin(Priority priority, uint64_t record_bytes
         return transaction;
       }
       if (!space_fits) full++;
+      journal_full = !journal_fits;
     }
     // Only space that checkpoints don't bring back means full. (A second one in a row can still
     // help: the first frees what the one before had held.) Where journal or dirty blocks are in the
@@ -127,28 +153,132 @@ Result<Store::Transaction> Store::begin(Priority priority, uint64_t record_bytes
                     device_.name() +
                         ": the snapshot store is full; delete snapshots or give it a "
                         "larger store");
+    if (journal_full && attempt > 0 && (priority == Priority::COPY || priority == Priority::STAGED))
+      return Status(Code::WOULD_BLOCK, device_.name() + ": the journal is full of staged writes");
+    if (journal_full && relieve_) relieve_(is_data || priority == Priority::RESERVED);
     CSNAP_TRY(checkpoint());
   }
+}
+
+Result<Store::Transaction> Store::begin_checkpointed(uint64_t index_changes) {
+  // What is dirty by now is not this one's.
+  CSNAP_TRY(checkpoint());
+  Transaction transaction;
+  transaction.checkpoint = MutexLock(checkpoint_mutex_);
+  transaction.lock = MutexLock(transaction_);
+  if (failed()) return failure();
+  if (space_map_->free_blocks() < index_->blocks_needed(index_changes) + page_blocks_needed())
+    return Status(Code::NO_SPACE, device_.name() + ": no room for metadata");
+  return transaction;
+}
+
+Status Store::finish(Transaction& transaction) {
+  if (!transaction.checkpoint.owns_lock()) return Status();
+  return write_state(false, nullptr, transaction.lock, true);
 }
 
 Status Store::commit(Transaction& transaction) {
   CSNAP_ASSERT(transaction.lock.owns_lock());
   if (failed()) return failure();
-  Result<Sequence> last = journal_->append(transaction.batch, confirmed_, sequence_in_use_);
-  if (!last.ok()) {
-    fail(last.status(), false);
-    return failure();
-  }
+  if (transaction.checkpoint.owns_lock()) return Status();
+  Result<Sequence> last = append(transaction.batch);
+  if (!last.ok()) return last.take_status();
+  CSNAP_TRY(confirm(last.value()));
+  checkpoint_record_due_ = false;
+  return Status();
+}
+
+Result<Sequence> Store::append(RecordBatch& batch) {
+  MutexLock lock(append_);
+  promised_bytes_ = 0;
+  Result<Sequence> last = journal_->append(batch, confirmed_, sequence_in_use_);
+  if (last.ok()) return last;
+  lock.unlock();
+  fail(last.status(), false);
+  return failure();
+}
+
+// Syncs: all records up to `upto`, which is appended, are then on stable storage.
+Status Store::confirm(Sequence upto) {
   if (Status status = device_.sync(); !status.ok()) {
     fail(status, true);
     return failure();
   }
   // W9: somebody else's failure meanwhile; nothing is acknowledged any more.
   if (failed()) return failure();
-  CSNAP_RULE(W5, last.value() > confirmed_);
-  confirmed_ = last.value();
-  checkpoint_record_due_ = false;
+  MutexLock lock(append_);
+  confirmed_ = std::max(confirmed_, upto);
   return Status();
+}
+
+// ---- Staged writes -----------------------------------------------------------------------------
+
+Result<std::vector<RecordPlace>> Store::append_staged(RecordBatch& batch) {
+  if (failed()) return failure();
+  if (!journal_->fits(batch.append_bytes(), journal_->size_bytes() / 2))
+    return Status(Code::WOULD_BLOCK, device_.name() + ": the journal is half full");
+  const uint64_t bytes = batch.append_bytes();
+  const size_t count = batch.record_count();
+  Result<Sequence> last = journal_->append(batch, confirmed_, sequence_in_use_);
+  if (!last.ok()) {
+    fail(last.status(), false);
+    return failure();
+  }
+  std::vector<RecordPlace> places;
+  for (size_t i = 0; i < count; i++)
+    places.push_back({journal_->head() - bytes + batch.offset(i), last.value() - (count - 1) + i});
+  return places;
+}
+
+Status Store::sync_journal() {
+  Sequence upto;
+  {
+    MutexLock lock(append_);
+    upto = journal_->next_sequence() - 1;
+    if (upto <= confirmed_) return failed() ? failure() : Status();
+  }
+  return confirm(upto);
+}
+
+Status Store::commit_applied(const std::vector<ChunkIndex>& chunks, Sequence upto) {
+  RecordBatch batch;
+  std::byte* payload = batch.add(format::RecordKind::APPLIED,
+                                 sizeof(format::AppliedRecord) + chunks.size() * sizeof(le64));
+  format::AppliedRecord record;
+  record.sequence = upto;
+  record.volume = kOriginVolume;
+  record.count = static_cast<uint32_t>(chunks.size());
+  std::memcpy(payload, &record, sizeof record);
+  payload += sizeof record;
+  for (const ChunkIndex chunk : chunks) {
+    const le64 disk = chunk;
+    std::memcpy(payload, &disk, sizeof disk);
+    payload += sizeof disk;
+  }
+  if (failed()) return failure();
+  Result<Sequence> last = Sequence{0};
+  {
+    MutexLock lock(append_);
+    if (!journal_->fits(batch.append_bytes(),
+                        std::max(promised_bytes_, journal_reserve(Priority::APPLIED))))
+      return Status(Code::NO_SPACE, device_.name() + ": the journal is full");
+    last = journal_->append(batch, confirmed_, sequence_in_use_);
+  }
+  if (!last.ok()) {
+    fail(last.status(), false);
+    return failure();
+  }
+  return confirm(last.value());
+}
+
+bool Store::chain_is_long() {
+  MutexLock lock(transaction_);
+  return chain_.size() + 4 > format::kEpochChainMax;
+}
+
+uint64_t Store::journal_used_bytes() {
+  MutexLock lock(append_);
+  return journal_->used_bytes();
 }
 
 // ---- Applying ----------------------------------------------------------------------------------

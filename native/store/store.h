@@ -13,6 +13,11 @@
 //  R2  All changes and the cut of a checkpoint happen under the transaction lock.
 //  R3  Blocks of the last durable superblock's state are never overwritten (W4).
 //  R4  After failed() is set nothing is written any more but the failed mark (W9).
+//  R5  Records of staged writes are no transaction's: they change nothing in RAM here, and stay in
+//      the journal until they are applied. The tail never passes one that is not (RecordPlace), so
+//      replay meets records of transactions that the superblock's state holds already: those up to
+//      its state_sequence.
+//  R6  Staged records leave half of the journal to transactions, whatever they promised.
 #pragma once
 
 #include <atomic>
@@ -59,9 +64,19 @@ struct RecoveryReport {
   uint64_t lost_entries = 0;
 };
 
+// A staged write that recovery found not applied.
+struct RecoveredWrite {
+  format::DataRecord record;
+  RecordPlace place;
+  std::vector<std::byte> data;
+};
+
 enum class Priority {
   DATA,      // fails with NO_SPACE rather than touch the reserves
-  RESERVED,  // delete, free, settings: may use them
+  RESERVED,  // delete, free, settings: may use them, but for the last of the journal
+  COPY,      // as DATA, but WOULD_BLOCK where staged writes fill the journal
+  APPLIED,   // not of a transaction: that staged writes are in place
+  STAGED,    // what staged writes owe, without which the journal's tail can't move: may use all
 };
 
 class Store final : public MetadataIo {
@@ -75,16 +90,43 @@ class Store final : public MetadataIo {
 
   // -- transactions
   struct Transaction {
+    MutexLock checkpoint;  // held by one that has no record
     MutexLock lock;
     RecordBatch batch;
   };
   // Takes the transaction lock when `record_bytes` of records and `index_changes` changes fit; runs
   // a checkpoint to make room. Errors: NO_SPACE, FAILED.
   Result<Transaction> begin(Priority priority, uint64_t record_bytes, uint64_t index_changes);
+  // One without a record, for what staged writes owe while they fill the journal: what is applied
+  // becomes durable by finish(), which writes a checkpoint under the lock, so that no record can be
+  // about what is not durable yet. Nobody may rely on it before. Errors: NO_SPACE, FAILED.
+  Result<Transaction> begin_checkpointed(uint64_t index_changes);
+  Status finish(Transaction& transaction);
   // Appends and syncs. On failure the volume has failed (W9) and nothing may be applied.
   Status commit(Transaction& transaction);
   // The most index changes that one transaction may make.
   uint64_t changes_max();
+
+  // -- staged writes. The append lock comes after the transaction lock.
+  MutexLock append_lock() { return MutexLock(append_); }
+  // Under the append lock: writes the records, not synced, and tells where each stands.
+  // WOULD_BLOCK: half of the journal is in use (R6). Errors: FAILED.
+  Result<std::vector<RecordPlace>> append_staged(RecordBatch& batch);
+  // All records appended before the call are on stable storage when it returns. Errors: FAILED.
+  Status sync_journal();
+  // Appends and syncs an APPLIED record: staged records of `chunks` up to `upto` are in place and
+  // synced. Errors: NO_SPACE (a checkpoint makes room), FAILED.
+  Status commit_applied(const std::vector<ChunkIndex>& chunks, Sequence upto);
+  // `oldest` is asked under the append lock at each checkpoint: the oldest staged record that is
+  // not applied. `relieve` has staged writes applied, where the journal is too full for a
+  // transaction.
+  void keep_from(std::function<std::optional<RecordPlace>()> oldest,
+                 std::function<void(bool copy)> relieve) {
+    oldest_ = std::move(oldest);
+    relieve_ = std::move(relieve);
+  }
+  // What was staged and not applied when the store was opened, in order. Once.
+  std::vector<RecoveredWrite> take_recovered() { return std::move(recovered_); }
 
   // -- applying durable records; under the transaction lock
   Status apply_exceptions(const std::vector<Entry>& entries);
@@ -142,7 +184,10 @@ class Store final : public MetadataIo {
   SpaceMap& space_map() { return *space_map_; }
   SnapshotTable& snapshots() { return *snapshots_; }
   SpaceCounters& counters() { return *counters_; }
-  Journal& journal() { return *journal_; }
+  uint64_t journal_used_bytes();
+  // A few more crashes, and no term could be stamped (W5).
+  bool chain_is_long();
+  uint64_t journal_bytes() const { return superblock_.journal_bytes; }
   Device& device() { return device_; }
   const RecoveryReport& recovery() const { return recovery_; }
   Epoch epoch() const { return superblock_.epochs[superblock_.epoch_count - 1].epoch; }
@@ -163,14 +208,17 @@ class Store final : public MetadataIo {
 
   uint64_t dirty_limit() const;
   uint64_t page_blocks_needed() const;
-  uint64_t journal_reserve() const;
+  uint64_t journal_reserve(Priority priority) const;
+  Result<Sequence> append(RecordBatch& batch);
+  Status confirm(Sequence upto);
   void fill_superblock(format::Superblock& next);
   Status write_sealed(std::vector<SealedBlock>& blocks);
   void let_go(const std::vector<BlockNumber>& blocks, uint64_t run,
               std::vector<BlockNumber>& pinned);
   Status flip_superblock(format::Superblock& next, bool& sync_failed);
+  // `hold`: the lock is kept all the time.
   Status write_state(bool clean, const std::function<void(format::Superblock&)>& edit,
-                     MutexLock& lock);
+                     MutexLock& lock, bool hold = false);
 
   StoreOptions options_;
   Device& device_;
@@ -184,6 +232,7 @@ class Store final : public MetadataIo {
 
   Mutex checkpoint_mutex_;  // one checkpoint at a time; taken before transaction_
   Mutex transaction_;
+  Mutex append_;  // guards journal_ and confirmed_; the last lock to be taken
   std::unique_ptr<SpaceMap> space_map_;
   std::unique_ptr<SnapshotTable> snapshots_;
   std::unique_ptr<SpaceCounters> counters_;
@@ -193,7 +242,11 @@ class Store final : public MetadataIo {
   // Guarded by transaction_.
   std::unordered_set<BlockNumber> fresh_;  // allocated since the last freeze
   std::vector<BlockNumber> released_;      // held until the next flip
-  Sequence confirmed_ = 0;
+  Sequence confirmed_ = 0;                 // guarded by append_
+  uint64_t promised_bytes_ = 0;  // of the journal, to the transaction that has begun; so, too
+  std::function<std::optional<RecordPlace>()> oldest_;
+  std::function<void(bool)> relieve_;
+  std::vector<RecoveredWrite> recovered_;
   bool checkpoint_record_due_ = false;
   uint32_t pins_ = 0;
   std::atomic<bool> pins_revoked_{false};

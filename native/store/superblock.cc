@@ -53,7 +53,8 @@ Status judge(Device& store, const Superblock& sb) {
   for (uint64_t number :
        {uint64_t{sb.sequence}, uint64_t{sb.generation}, uint64_t{sb.snapshot_serial},
         uint64_t{sb.delete_serial}, uint64_t{sb.tail_sequence}, uint64_t{sb.confirmed_sequence},
-        uint64_t{sb.journal_tail}, uint64_t{sb.epochs[sb.epoch_count - 1].epoch},
+        uint64_t{sb.journal_tail}, uint64_t{sb.state_sequence},
+        uint64_t{sb.epochs[sb.epoch_count - 1].epoch},
         uint64_t{sb.epochs[sb.epoch_count - 1].first_sequence}})
     if (number >= kNever) return bad(store, Code::CORRUPT, "a superblock's numbers make no sense");
   for (uint32_t i = 1; i < sb.epoch_count; i++)

@@ -55,6 +55,12 @@ class CowBytes {
 
   bool is_hole(uint64_t offset) const { return !pages_[offset / kPageBytes]; }
 
+  void fill_holes(uint64_t offset, size_t length) {
+    each_page(offset, length, [&](size_t page, size_t, size_t) {
+      if (!pages_[page]) pages_[page] = std::make_shared<Page>();
+    });
+  }
+
   // Makes holes of the pages that lie whole in the range and hold only zeros.
   void punch_zero_pages(uint64_t offset, uint64_t length) {
     static constexpr Page kZeros{};

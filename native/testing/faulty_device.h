@@ -35,6 +35,9 @@ class FaultyDevice final : public Device {
   Status sync() override;
   Status zero(uint64_t offset, uint64_t length, ZeroMode mode) override;
   Status discard(uint64_t offset, uint64_t length) override;
+  Status allocate(uint64_t offset, uint64_t length) override {
+    return below_.allocate(offset, length);
+  }
   DeviceExtent extent_at(uint64_t offset, uint64_t length) override {
     return below_.extent_at(offset, length);
   }

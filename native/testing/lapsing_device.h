@@ -59,6 +59,9 @@ class LapsingDevice final : public Device {
   Status discard(uint64_t offset, uint64_t length) override {
     return change([&] { return below_.discard(offset, length); });
   }
+  Status allocate(uint64_t offset, uint64_t length) override {
+    return change([&] { return below_.allocate(offset, length); });
+  }
   DeviceExtent extent_at(uint64_t offset, uint64_t length) override {
     return then(below_.extent_at(offset, length));
   }

@@ -184,6 +184,14 @@ void SimDisk::settle(uint64_t sync_start_step, bool failed) {
   }
 }
 
+Status SimDisk::allocate(uint64_t offset, uint64_t length) {
+  yield_point();
+  if (!would_fill_hole(offset, length)) return {};
+  if (full_) return fault_status(Fault::Effect::NO_SPACE, name(), DeviceOp::WRITE, offset, length);
+  content_.visible.fill_holes(offset, length);
+  return {};
+}
+
 DeviceExtent SimDisk::extent_at(uint64_t offset, uint64_t length) {
   CSNAP_ASSERT(length > 0 && offset <= size_bytes() && length <= size_bytes() - offset);
   const bool hole = content_.visible.is_hole(offset);

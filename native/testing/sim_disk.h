@@ -110,6 +110,7 @@ class SimDisk final : public Device {
   Status sync() override;
   Status zero(uint64_t offset, uint64_t length, ZeroMode mode) override;
   Status discard(uint64_t offset, uint64_t length) override;
+  Status allocate(uint64_t offset, uint64_t length) override;
   DeviceExtent extent_at(uint64_t offset, uint64_t length) override;
   void drop_cache() override;
 

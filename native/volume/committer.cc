@@ -19,14 +19,49 @@ bool is_all_zero(const std::byte* data, size_t length) {
   return first == 0 && std::memcmp(data, data + sizeof first, length - sizeof first) == 0;
 }
 
+constexpr uint64_t kHeldRetryMs = 1000;
+// Of a chunk of the origin that can't be read, before it counts as lost.
+constexpr int kReadTries = 10;
+// So many records at least leave the journal for the two that a group of staged chunks takes.
+constexpr uint32_t kPressedGroup = 32;
+
 }  // namespace
 
 void VolumeImpl::commit_loop() {
   MutexLock lock(pending_mutex_);
+  bool staged_turn = false;
+  bool held = false;
+  ChunkIndex staged_cursor = 0;
   while (true) {
-    while (pending_.empty() && !committer_stop_) pending_wake_.wait(lock);
-    if (pending_.empty()) return;
-    // An elevator over the origin: on from the last group's end, then from the start.
+    while (pending_.empty() && (staged_->owed_count() == 0 || store_->failed()) && !committer_stop_)
+      pending_wake_.wait(lock);
+    const bool owes = staged_->owed_count() > 0 && !store_->failed() && !held &&
+                      (!committer_stop_ || committer_drain_);
+    if (pending_.empty() && !owes) {
+      if (committer_stop_) return;
+      // What is staged can't be copied out now: the store is full, or doesn't take it.
+      pending_wake_.wait_for(lock, kHeldRetryMs);
+      held = false;
+      continue;
+    }
+    // An elevator over the origin: on from the last group's end, then from the start. What is
+    // staged and what is waited for take turns.
+    if (owes && (pending_.empty() || !staged_turn)) {
+      staged_turn = true;
+      lock.unlock();
+      // The oldest first where the journal's tail waits for them.
+      const bool pressed = is_staging_pressed();
+      const std::vector<ChunkIndex> chunks =
+          pressed ? staged_->oldest_owed(std::max(kPressedGroup, options_.group_chunks_max))
+                  : staged_->owed_from(staged_cursor, options_.group_chunks_max);
+      if (!chunks.empty()) {
+        if (!pressed) staged_cursor = chunks.back() + 1;
+        held = !commit_group(chunks, true);
+      }
+      lock.lock();
+      continue;
+    }
+    staged_turn = false;
     auto at = pending_.lower_bound(commit_cursor_);
     if (at == pending_.end()) at = pending_.begin();
     std::vector<ChunkIndex> chunks;
@@ -34,21 +69,48 @@ void VolumeImpl::commit_loop() {
       chunks.push_back(at->first);
     commit_cursor_ = chunks.back() + 1;
     lock.unlock();
-    commit_group(chunks);
+    commit_group(chunks, false);
     lock.lock();
   }
 }
 
+// The journal is too full for a transaction: what is staged has to leave it. For any thread but the
+// committer, holding no lock.
+void VolumeImpl::relieve_journal() {
+  constexpr int kTries = 20;
+  constexpr uint64_t kTryMs = 10;
+  {
+    MutexLock lock(pending_mutex_);
+    const uint64_t before = staged_->owed_count();
+    for (int tries = 0; tries < kTries && before > 0 && staged_->owed_count() >= before; tries++) {
+      pending_wake_.notify_one();
+      copied_.wait_for(lock, kTryMs);
+    }
+  }
+  apply_staged();
+}
+
+// All that staged writes owe now, as far as it can be. The committer only, between two groups.
+void VolumeImpl::copy_out_staged() {
+  for (bool held = false; !held && !store_->failed();) {
+    const std::vector<ChunkIndex> chunks = staged_->oldest_owed(kPressedGroup);
+    if (chunks.empty()) break;
+    held = !commit_group(chunks, true);
+  }
+}
+
 // Copies what is needed of `chunks` and releases all their waiters, in as many goes as journal and
-// store allow.
-void VolumeImpl::commit_group(const std::vector<ChunkIndex>& chunks) {
+// store allow. `staged`: they are the staged table's, whose writes are acknowledged: they can't
+// fail, only wait; false then: there is no room for now.
+bool VolumeImpl::commit_group(const std::vector<ChunkIndex>& chunks, bool staged) {
   std::vector<std::byte> buffer(chunk_bytes_);
   size_t next = 0;
+  bool held = false;
   while (next < chunks.size()) {
     if (store_->failed()) {
       release_waiters({chunks.begin() + static_cast<ptrdiff_t>(next), chunks.end()},
                       store_->failure());
-      return;
+      return true;
     }
     const uint64_t progress = space_progress();
     std::shared_ptr<GenerationState> state;
@@ -67,6 +129,40 @@ void VolumeImpl::commit_group(const std::vector<ChunkIndex>& chunks) {
     for (; taken < limit && status.ok() && !full; taken++) {
       const ChunkIndex chunk = chunks[taken];
       const Generation newest = state->newest_live.load();
+      if (const std::optional<StagedTable::Owed> owed = staged_->owed(chunk)) {
+        // Staged after a snapshot that this state knows nothing of: the next round's does (W7).
+        if (owed->generation > state->generation) break;
+        // Owed to nobody younger than what is staged; record_group() looks closer.
+        if (newest == 0) {
+          settle_staged(chunk);
+        } else {
+          CopyOut copy;
+          copy.reserved = owed->reserved;
+          status = copy_out(chunk, buffer, copy);
+          full = status.code() == Code::NO_SPACE && !copy.held;
+          if (full) {
+            status = Status();
+            break;
+          }
+          if (!status.ok()) {
+            // What is staged stays so, and is tried again; who waits for it gets the error.
+            emit(VolumeEvent::Kind::STORE_FULL, nullptr, status.message());
+            release_waiters({chunk}, status);
+            release_applied({chunk}, status);
+            status = Status();
+            held = true;
+            continue;
+          }
+          group.push_back(copy);
+        }
+        done.push_back(chunk);
+        continue;
+      }
+      if (staged || staged_->has(chunk)) {
+        // Copied out already: whoever waits finds out that it has to wait for the applier.
+        done.push_back(chunk);
+        continue;
+      }
       if (newest != 0 && !state->copied_bits.test(chunk)) {
         Result<std::optional<Entry>> found = lookup(chunk, newest);
         if (!found.ok()) {
@@ -95,9 +191,13 @@ void VolumeImpl::commit_group(const std::vector<ChunkIndex>& chunks) {
       }
       done.push_back(chunk);
     }
-    if (status.ok() && !group.empty()) status = record_group(group, *state);
-    for (const CopyOut& copy : group)
-      if (copy.held) store_->abandon_chunk(copy.entry.location.block());
+    if (status.ok() && !group.empty()) status = record_group(group, *state, staged);
+    for (const CopyOut& copy : group) give_up(copy);
+    if (status.code() == Code::WOULD_BLOCK) {
+      copy_out_staged();
+      apply_staged();
+      continue;
+    }
     if (status.code() == Code::NO_SPACE) {
       full = true;
       status = Status();
@@ -110,39 +210,77 @@ void VolumeImpl::commit_group(const std::vector<ChunkIndex>& chunks) {
     next = taken;
     if (!status.ok()) {
       release_waiters({chunks.begin() + static_cast<ptrdiff_t>(next), chunks.end()}, status);
-      return;
+      return true;
+    }
+    // The reclaimer needs journal that staged writes may hold, and nobody else copies them out.
+    if (full && !staged) {
+      copy_out_staged();
+      apply_staged();
     }
     if (full && next < chunks.size() && !wait_for_space(progress)) {
       if (store_->failed()) continue;  // no lack of space, then
+      const std::vector<ChunkIndex> rest(chunks.begin() + static_cast<ptrdiff_t>(next),
+                                         chunks.end());
       const Status why(Code::NO_SPACE,
                        store_->device().name() + ": the snapshot store is full; delete snapshots");
+      release_applied(rest, why);
+      if (staged) {
+        emit(VolumeEvent::Kind::STORE_FULL, nullptr,
+             why.message() + ": acknowledged writes wait in its journal");
+        return false;
+      }
       emit(VolumeEvent::Kind::STORE_FULL, nullptr, why.message());
-      release_waiters({chunks.begin() + static_cast<ptrdiff_t>(next), chunks.end()}, why);
-      return;
+      release_waiters(rest, why);
+      return true;
     }
   }
+  return !held;
 }
 
-// Reads a chunk's content and puts it into the store, not yet recorded. NO_SPACE with copy.held
-// false: the store has no room.
+// Of a group that is over: a store chunk that was taken for nothing.
+void VolumeImpl::give_up(const CopyOut& copy) {
+  if (copy.held) store_->abandon_chunk(copy.entry.location.block());
+}
+
+// The chunk is owed to nobody that what is staged of it could hurt: it may be applied.
+void VolumeImpl::settle_staged(ChunkIndex chunk) {
+  if (const BlockNumber reserved = staged_->set_copied(chunk)) store_->abandon_chunk(reserved);
+}
+
+// Reads a chunk's content and puts it into the store, not yet recorded: where the staged table has
+// reserved room for it, there. NO_SPACE with copy.held false: the store has no room. What can't be
+// read any more under a staged write is LOST (W1): nobody is left to be told.
 Status VolumeImpl::copy_out(ChunkIndex chunk, std::vector<std::byte>& buffer, CopyOut& copy) {
   const uint64_t length = chunk_length(chunk);
-  CSNAP_TRY(origin_.read(chunk * chunk_bytes_, buffer.data(), length));
-  std::memset(buffer.data() + length, 0, chunk_bytes_ - length);
   copy.entry.key = {kOriginVolume, chunk, 0};  // the generation is set when it is recorded
+  if (Status read = origin_.read(chunk * chunk_bytes_, buffer.data(), length); !read.ok()) {
+    // The first write waits for a better time; one that is acknowledged can't wait for ever.
+    if (read.code() != Code::IO_ERROR || !staged_->has(chunk) ||
+        ++read_failures_[chunk] < kReadTries)
+      return read;
+    read_failures_.erase(chunk);
+    emit(VolumeEvent::Kind::CHECKSUM_ERROR, nullptr,
+         read.message() + "; the chunk is lost to the snapshots that share it");
+    copy.entry.location = Location::of(format::LocationKind::LOST);
+    copy.entry.crc = 0;
+    return Status();
+  }
+  std::memset(buffer.data() + length, 0, chunk_bytes_ - length);
   if (is_all_zero(buffer.data(), buffer.size())) {
     copy.entry.location = Location::of(format::LocationKind::ZERO);
     copy.entry.crc = 0;
     return Status();
   }
-  Result<BlockNumber> block = store_->allocate_chunk();
-  if (!block.ok()) return block.take_status();
-  copy.entry.location = Location::data(block.value());
+  BlockNumber block = copy.reserved;
+  if (block == 0) {
+    CSNAP_TRY_ASSIGN(block, store_->allocate_chunk());
+    copy.held = true;
+  }
+  copy.entry.location = Location::data(block);
   copy.entry.crc = crc32c(buffer.data(), buffer.size());
-  copy.held = true;
-  Status status = store_->device().write(block.value() * kBlockBytes, buffer.data(), buffer.size());
+  Status status = store_->device().write(block * kBlockBytes, buffer.data(), buffer.size());
   if (status.ok()) return status;
-  store_->abandon_chunk(block.value());
+  give_up(copy);
   copy.held = false;
   if (status.code() == Code::FENCED) return status;  // F2
   return Status(Code::IO_ERROR, status.message(), status.error_number());
@@ -151,22 +289,31 @@ Status VolumeImpl::copy_out(ChunkIndex chunk, std::vector<std::byte>& buffer, Co
 // Records a group's exceptions, keyed by the generation as the journal knows it: content that was
 // read while its chunk was owed, and is owed still to a snapshot of then, is content of every
 // snapshot up to now.
-Status VolumeImpl::record_group(std::vector<CopyOut>& group, GenerationState& state) {
+Status VolumeImpl::record_group(std::vector<CopyOut>& group, GenerationState& state, bool staged) {
   const uint64_t bytes = RecordBatch::entries_bytes(group.size());
-  Result<Store::Transaction> begun = store_->begin(Priority::DATA, bytes, group.size());
+  Result<Store::Transaction> begun =
+      store_->begin(staged ? Priority::STAGED : Priority::COPY, bytes, group.size());
+  if (staged && begun.status().code() == Code::WOULD_BLOCK)
+    begun = store_->begin_checkpointed(group.size());
   if (!begun.ok()) return begun.take_status();
   Store::Transaction transaction = begun.take();
-  const Generation generation = store_->superblock().generation - 1;
+  const Generation current = store_->superblock().generation;
   // Of the snapshots that were live when the content was read (W7): where the chunk is owed to none
   // of them any more it may have been overwritten since, and younger snapshots must not get what
   // was read. And an entry that nobody holds must not be made, as the reclaimer may be past it.
-  const Generation newest =
-      last_live(store_->snapshots().live(kOriginVolume), state.generation - 1);
+  const std::vector<Generation>& live = store_->snapshots().live(kOriginVolume);
 
   std::vector<CopyOut*> wanted;
   std::vector<Entry> entries;
   for (CopyOut& copy : group) {
-    copy.entry.key.generation = generation;
+    // What is staged of the chunk is content of its own generation's snapshot already.
+    const std::optional<StagedTable::Owed> owed = staged_->owed(copy.entry.key.chunk);
+    const Generation upto = owed ? owed->generation : current;
+    copy.entry.key.generation = upto - 1;
+    // Read under a former generation, its content need not be that of snapshots taken since, unless
+    // the chunk turns out to have been owed all along. Then it is copied once more.
+    copy.settles = owed && owed->generation <= state.generation;
+    const Generation newest = last_live(live, std::min(upto, state.generation) - 1);
     if (newest == 0) continue;
     Result<std::optional<Entry>> there = lookup(copy.entry.key.chunk, newest);
     if (!there.ok()) {
@@ -174,23 +321,40 @@ Status VolumeImpl::record_group(std::vector<CopyOut>& group, GenerationState& st
       return store_->failure();
     }
     if (there.value()) continue;
+    CSNAP_ASSERT(newest <= copy.entry.key.generation);
+    copy.settles = owed.has_value();
     wanted.push_back(&copy);
     entries.push_back(copy.entry);
   }
   if (!entries.empty()) {
-    CSNAP_ASSERT(newest <= generation);
     transaction.batch.add_entries(format::RecordKind::EXCEPTION, entries);
     CSNAP_TRY(store_->commit(transaction));
     if (Status status = store_->apply_exceptions(entries); !status.ok()) {
       fail(status, false);
       return store_->failure();
     }
+    // Till then nobody takes such a chunk for copied, as it is staged.
+    if (Status status = store_->finish(transaction); !status.ok()) {
+      fail(status, false);
+      return store_->failure();
+    }
     for (CopyOut* copy : wanted) {
       copy->held = false;
+      copy->recorded = copy->entry.location.is_data();
       (copy->entry.location.is_data() ? counters_.copy_outs : counters_.zero_chunks)
           .fetch_add(1, std::memory_order_relaxed);
     }
     counters_.commits.fetch_add(1, std::memory_order_relaxed);
+  }
+  for (const CopyOut& copy : group) {
+    if (!copy.settles) continue;
+    const BlockNumber reserved = staged_->set_copied(copy.entry.key.chunk);
+    if (reserved != 0 && !(copy.recorded && copy.entry.location.block() == reserved))
+      store_->abandon_chunk(reserved);
+  }
+  if (staged) {
+    MutexLock lock(pending_mutex_);
+    copied_.notify_all();
   }
   // `state` was read before the look-ups; a newer one starts without these bits.
   for (const Entry& entry : entries) {

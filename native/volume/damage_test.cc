@@ -82,6 +82,13 @@ Status io(Volume& volume, View& view, IoOp op, uint64_t offset, uint64_t length,
   return volume.run(request);
 }
 
+// Of the origin as clients see it: the device lacks what is staged.
+Bytes content(Volume& volume) {
+  Bytes data(kOriginBytes);
+  CHECK(io(volume, *volume.open_origin(), IoOp::READ, 0, data.size(), data.data()).ok());
+  return data;
+}
+
 Status fill(Volume& volume, ChunkIndex chunk, uint8_t value) {
   const uint64_t offset = chunk * kChunk;
   Bytes data(std::min(kChunk, kOriginBytes - offset));
@@ -551,13 +558,13 @@ TEST_CASE("full: refuse-writes refuses the write and keeps the snapshots") {
       Result<SnapshotInfo> made =
           volume->create_snapshot("s" + std::to_string(round), false, 0, {});
       if (made.ok())
-        sample.snapshots.push_back({made.value().uuid, made.value().name, origin.bytes()});
+        sample.snapshots.push_back({made.value().uuid, made.value().name, content(*volume)});
       for (ChunkIndex chunk = 0; chunk < kChunks; chunk++) {
-        const Bytes before = origin.bytes();
+        const Bytes before = content(*volume);
         const Status status = fill(*volume, chunk, static_cast<uint8_t>(round + 2));
         if (status.ok()) continue;
         CHECK(status.code() == Code::NO_SPACE);
-        CHECK(origin.bytes() == before);
+        CHECK(content(*volume) == before);
         refused++;
       }
     }
@@ -597,6 +604,14 @@ TEST_CASE(
     origin.set_full(true);
     CHECK(fill(*volume, 5, 2).code() == Code::NO_SPACE);  // a hole, owed to the snapshot
     CHECK(fill(*volume, 1, 3).ok());                      // allocated
+    // A small one would be staged: it is refused now, and not found to have no room later.
+    Bytes small(kSectorBytes, 9);
+    const std::shared_ptr<View> live = volume->open_origin();
+    CHECK(io(*volume, *live, IoOp::WRITE, 6 * kChunk, small.size(), small.data()).code() ==
+          Code::NO_SPACE);
+    CHECK(io(*volume, *live, IoOp::WRITE, kChunk, small.size(), small.data()).ok());
+    CHECK(volume->checkpoint().ok());
+    CHECK(volume->info().staged_bytes == 0);
     CHECK(io(*volume, *volume->open_origin(), IoOp::FLUSH, 0, 0, nullptr).ok());
     CHECK_FALSE(volume->info().failed);
     const std::shared_ptr<View> view = volume->open_snapshot(made.value().uuid).take();

@@ -49,6 +49,8 @@ struct GenerationState {
       : generation(generation), newest_live(newest_live), copied_bits(chunk_count) {}
 
   const Generation generation;
+  // Its beginning, the former generation's snapshot, is in the journal (W7).
+  std::atomic<bool> open{false};
   std::atomic<Generation> newest_live;
   ChunkBitmap copied_bits;
 

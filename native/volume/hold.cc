@@ -29,7 +29,7 @@ Status VolumeImpl::write_hold(Store::Transaction& transaction, const format::Hol
   transaction.batch.add_struct(format::RecordKind::HOLD, hold);
   CSNAP_TRY(store_->commit(transaction));  // H1
   store_->apply_hold(hold);
-  return Status();
+  return still_granted();
 }
 
 // RESERVED, both ways: a full store must not keep a host from its disk, nor a hold from ending.

@@ -6,15 +6,30 @@
 namespace csnap {
 
 Status VolumeImpl::read_origin(uint64_t offset, uint64_t length, void* data) {
-  return origin_.read(offset, data, length);
+  // Taken first: what is applied and leaves the table meanwhile is in what is read then.
+  const std::vector<StagedTable::Piece> staged = staged_->take(offset, length, kHeadGeneration);
+  CSNAP_TRY(origin_.read(offset, data, length));
+  StagedTable::overlay(staged, static_cast<std::byte*>(data));
+  return Status();
 }
 
-Status VolumeImpl::origin_extents(uint64_t offset, uint64_t length, size_t max_extents,
-                                  std::vector<BlockStatusExtent>& out) {
+// With what is staged in generations up to `upto`.
+Status VolumeImpl::origin_extents(uint64_t offset, uint64_t length, Generation upto,
+                                  size_t max_extents, std::vector<BlockStatusExtent>& out) {
   const uint64_t end = offset + length;
+  // Taken first, as for reads. What is staged is data, whatever the origin has there.
+  const std::vector<ChunkIndex> staged =
+      staged_->find(chunk_of(offset), chunk_of(end - 1) - chunk_of(offset) + 1, 0, upto);
+  auto next = staged.begin();
   while (offset < end && out.size() < max_extents) {
-    const DeviceExtent extent = origin_.extent_at(offset, end - offset);
-    CSNAP_ASSERT(extent.length_bytes > 0 && extent.length_bytes <= end - offset);
+    while (next != staged.end() && *next < chunk_of(offset)) ++next;
+    const bool is_staged = next != staged.end() && *next == chunk_of(offset);
+    uint64_t most = end - offset;
+    if (next != staged.end())
+      most = std::min(most, (*next + (is_staged ? 1 : 0)) * chunk_bytes_ - offset);
+    DeviceExtent extent{most, false};
+    if (!is_staged) extent = origin_.extent_at(offset, most);
+    CSNAP_ASSERT(extent.length_bytes > 0 && extent.length_bytes <= most);
     out.push_back({extent.length_bytes, extent.hole, extent.hole});
     offset += extent.length_bytes;
   }
@@ -26,7 +41,8 @@ Status VolumeImpl::block_status(View& view, uint64_t offset, uint64_t length, si
   CSNAP_ASSERT(length > 0 && offset + length <= view.size_bytes && max_extents > 0);
   auto& snapshot = static_cast<VolumeView&>(view);
   out.clear();
-  if (snapshot.generation == 0) return origin_extents(offset, length, max_extents, out);
+  if (snapshot.generation == 0)
+    return origin_extents(offset, length, kHeadGeneration, max_extents, out);
 
   // At most this many look-ups a call; the client asks on from where the answer ends.
   constexpr uint64_t kChunksMax = 16384;
@@ -54,7 +70,8 @@ Status VolumeImpl::block_status(View& view, uint64_t offset, uint64_t length, si
       // Without an entry the origin holds it; but only what a second look-up confirms may be called
       // zero (the origin's hole can have been made after the chunk was copied out).
       std::vector<BlockStatusExtent> extents;
-      if (upto <= origin_bytes_) CSNAP_TRY(origin_extents(at, upto - at, 64, extents));
+      if (upto <= origin_bytes_)
+        CSNAP_TRY(origin_extents(at, upto - at, snapshot.generation, 64, extents));
       found = lookup(chunk, snapshot.generation);
       if (!found.ok()) return found.take_status();
       uint64_t told = 0;

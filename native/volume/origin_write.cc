@@ -59,14 +59,25 @@ VolumeImpl::Attempt VolumeImpl::attempt_write(IoRequest& request) {
         status = trim_piece(state, offset, length);
         done = true;
       } else {
-        bool copied = true;
-        for (ChunkIndex chunk = first; chunk <= last && copied; chunk++)
-          copied = state.copied(chunk);
-        if (copied || learn_copied(state, first, last)) {
+        bool in_place = true;
+        for (ChunkIndex chunk = first; chunk <= last && in_place; chunk++)
+          in_place = state.copied(chunk);
+        if (!in_place) in_place = learn_copied(state, first, last);
+        // In this order: a chunk is staged before it can be seen copied (T2).
+        for (ChunkIndex chunk = first; chunk <= last && in_place; chunk++)
+          in_place = !staged_->has(chunk);
+        if (request.op == IoOp::WRITE && (!in_place || sync_mode_)) {
+          Result<bool> staged = stage(request, state, offset, length);
+          if (!staged.ok()) return after_write(request, staged.status());
+          done = staged.value();
+        }
+        if (!done && in_place) {
           for (ChunkIndex chunk = first; chunk <= last; chunk++)
             CSNAP_RULE(W2, state.copied(chunk));
           status = write_piece(request, state, offset, length);
           done = true;
+          request.internal.in_place = true;
+          origin_dirty_.store(true, std::memory_order_release);
         }
       }
     }
@@ -114,7 +125,7 @@ Status VolumeImpl::trim_piece(GenerationState& state, uint64_t offset, uint64_t 
     uint64_t upto = from;
     while (upto < end) {
       const ChunkIndex chunk = chunk_of(upto);
-      if (!state.copied(chunk)) break;
+      if (!state.copied(chunk) || staged_->has(chunk)) break;
       upto = std::min(end, (chunk + 1) * chunk_bytes_);
     }
     if (upto > from) {
@@ -126,20 +137,29 @@ Status VolumeImpl::trim_piece(GenerationState& state, uint64_t offset, uint64_t 
   return Status();
 }
 
-// Puts the request into the queues of all its chunks that are not copied, in one step. False: there
-// is none any more.
+// Puts the request into the queues of all its chunks that are not copied or are staged, in one
+// step. False: there is none any more.
 bool VolumeImpl::park(IoRequest& request, GenerationState& state, uint64_t offset,
                       uint64_t length) {
   MutexLock lock(pending_mutex_);
   request.internal.waits_for = 0;
+  bool applies = false;
   for (ChunkIndex chunk = chunk_of(offset); chunk <= chunk_of(offset + length - 1); chunk++) {
-    if (state.copied(chunk)) continue;
-    pending_[chunk].push_back(&request);
+    if (staged_->wait_for(chunk)) {
+      applying_[chunk].push_back(&request);
+      applies = true;
+    } else if (!state.copied(chunk)) {
+      pending_[chunk].push_back(&request);
+    } else {
+      continue;
+    }
     request.internal.waits_for++;
   }
   if (request.internal.waits_for == 0) return false;
   counters_.parked.fetch_add(1, std::memory_order_relaxed);
   pending_wake_.notify_one();
+  lock.unlock();
+  if (applies) wake_applier();
   return true;
 }
 

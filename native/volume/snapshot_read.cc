@@ -42,6 +42,8 @@ Status VolumeImpl::read_snapshot(VolumeView& view, uint64_t offset, uint64_t len
 
 Status VolumeImpl::read_snapshot_piece(VolumeView& view, ChunkIndex chunk, uint64_t start,
                                        uint64_t length, std::byte* data) {
+  const std::vector<StagedTable::Piece> staged =
+      staged_->take(chunk * chunk_bytes_ + start, length, view.generation);
   Result<std::optional<Entry>> found = lookup(chunk, view.generation);
   if (!found.ok()) return found.take_status();
   if (found.value()) return read_entry(*found.value(), start, length, data);
@@ -49,6 +51,7 @@ Status VolumeImpl::read_snapshot_piece(VolumeView& view, ChunkIndex chunk, uint6
   found = lookup(chunk, view.generation);
   if (!found.ok()) return found.take_status();
   if (found.value()) return read_entry(*found.value(), start, length, data);
+  StagedTable::overlay(staged, data);
   return Status();
 }
 

@@ -109,6 +109,7 @@ Result<Snapshot> VolumeImpl::begin_snapshot(Snapshot snapshot) {
   transaction.batch.add_struct(format::RecordKind::SNAPSHOT, snapshot.to_disk());
   CSNAP_TRY(store_->commit(transaction));
   store_->apply_snapshot(snapshot);
+  next->open.store(true, std::memory_order_release);
   return snapshot;
 }
 
@@ -238,6 +239,7 @@ Status VolumeImpl::update_settings(const Settings& settings) {
   CSNAP_TRY(store_->commit(transaction));
   sb.on_full = record.on_full;
   sb.staged_limit_bytes = record.staged_limit_bytes;
+  staged_limit_ = record.staged_limit_bytes;
   sb.cache_limit_bytes = record.cache_limit_bytes;
   sb.reclaim_rate_bytes = record.reclaim_rate_bytes;
   return Status();
@@ -329,6 +331,9 @@ Status VolumeImpl::diff(const Uuid& a, const Uuid& b,
   if (from > upto)
     return Status(Code::INVALID_ARGUMENT,
                   "the first snapshot is younger than the second; swap them");
+  // Before the index is read: what leaves the table meanwhile has its entry in the index by then.
+  const std::vector<ChunkIndex> staged = staged_->find(0, chunk_count_, from, upto);
+  size_t next_staged = 0;
   const auto wanted = [&](Generation low, Generation high) { return low < upto && high >= from; };
   ChunkIndex run_first = 0;
   uint64_t run_count = 0;
@@ -349,11 +354,16 @@ Status VolumeImpl::diff(const Uuid& a, const Uuid& b,
     const Key start = next;
     entries.clear();
     CSNAP_TRY(store_->index().scan(start, wanted, 4096, 256, entries, next));
-    for (const Entry& entry : entries)
-      if (go_on && entry.key.volume == kOriginVolume && entry.key.generation >= from &&
-          entry.key.generation < upto)
-        add(entry.key.chunk);
+    for (const Entry& entry : entries) {
+      if (!go_on || entry.key.volume != kOriginVolume || entry.key.generation < from ||
+          entry.key.generation >= upto)
+        continue;
+      while (next_staged < staged.size() && staged[next_staged] < entry.key.chunk && go_on)
+        add(staged[next_staged++]);
+      if (go_on) add(entry.key.chunk);
+    }
   }
+  while (next_staged < staged.size() && go_on) add(staged[next_staged++]);
   for (ChunkIndex chunk = div_up(from_bytes, chunk_bytes_);
        go_on && chunk < div_up(upto_bytes, chunk_bytes_); chunk++)
     add(chunk);

@@ -169,6 +169,16 @@ std::unique_ptr<GatedDevice> VolumeImpl::gated(Device& device) {
   });
 }
 
+// F2: before what is no device's reply is acknowledged.
+Status VolumeImpl::still_granted() {
+  if (!options_.gate || options_.gate->admit()) return Status();
+  fail(Status(Code::FENCED, store_device_.name() +
+                                ": the grant of this server's epoch has ended; it writes and "
+                                "acknowledges nothing more"),
+       false);
+  return store_->failure();
+}
+
 // What the superblock remembers of the origin against what is there.
 Status VolumeImpl::judge_origin(const Superblock& sb, bool& accepted) const {
   Status status;
@@ -241,7 +251,10 @@ Status VolumeImpl::start() {
   Result<std::unique_ptr<Store>> opened = Store::open(std::move(store), found.take());
   if (!opened.ok()) return opened.take_status();
   store_ = opened.take();
-  return open_parts();
+  CSNAP_TRY(open_parts());
+  // Records of former terms need their place in the epoch chain until they are applied (W5).
+  if (!options_.look_only && staged_->any() && store_->chain_is_long()) return drain();
+  return Status();
 }
 
 Status VolumeImpl::open_parts() {
@@ -256,7 +269,13 @@ Status VolumeImpl::open_parts() {
   const std::vector<Generation>& live = store_->snapshots().live(kOriginVolume);
   state_owner_ = std::make_shared<GenerationState>(sb.generation, live.empty() ? 0 : live.back(),
                                                    chunk_count_);
+  state_owner_->open = true;
   state_.store(state_owner_.get());
+  staged_ = std::make_unique<StagedTable>(chunk_count_, chunk_bytes_);
+  staged_limit_ = sb.staged_limit_bytes;
+  CSNAP_TRY(load_recovered());
+  store_->keep_from([this] { return staged_->oldest(); },
+                    [this](bool copy) { copy ? relieve_journal() : apply_staged(); });
   origin_view_ = std::make_shared<VolumeView>();
   origin_view_->size_bytes = origin_bytes_;
   origin_view_->read_only = options_.look_only;
@@ -269,6 +288,7 @@ Status VolumeImpl::open_parts() {
   // Whatever a former term deleted and did not get to.
   reclaim_kicked_ = true;
   reclaim_idle_ = false;
+  applier_.start("csnap-apply", [this] { apply_loop(); });
   committer_.start("csnap-commit", [this] { commit_loop(); });
   reclaimer_.start("csnap-reclaim", [this] { reclaim_loop(); });
   maintainer_.start("csnap-checkpt", [this] { maintain(); });
@@ -277,7 +297,7 @@ Status VolumeImpl::open_parts() {
 
 // ---- Closing -----------------------------------------------------------------------------------
 
-void VolumeImpl::stop_threads() {
+void VolumeImpl::stop_threads(bool drain) {
   if (!pool_) return;
   {
     MutexLock lock(space_mutex_);
@@ -288,9 +308,18 @@ void VolumeImpl::stop_threads() {
   {
     MutexLock lock(pending_mutex_);
     committer_stop_ = true;
+    committer_drain_ = drain;
     pending_wake_.notify_all();
   }
   committer_.join();
+  {
+    MutexLock lock(apply_mutex_);
+    apply_stop_ = true;
+    apply_drain_ = drain;
+    apply_wake_.notify_all();
+    apply_done_.notify_all();
+  }
+  applier_.join();
   {
     MutexLock lock(maintain_mutex_);
     maintain_stop_ = true;
@@ -300,18 +329,25 @@ void VolumeImpl::stop_threads() {
   pool_.reset();
 }
 
-VolumeImpl::~VolumeImpl() { stop_threads(); }
+VolumeImpl::~VolumeImpl() { stop_threads(false); }
 
 Status VolumeImpl::close() {
   CSNAP_ASSERT(!closed_);
   closed_ = true;
   if (options_.look_only) return Status();
-  stop_threads();
+  // While the reclaimer can still make room for what staged writes owe.
+  if (!store_->failed()) (void)drain();
+  stop_threads(true);
   if (store_->failed()) return store_->failure();
   if (Status status = origin_.sync(); !status.ok()) {
     fail(status, true);
     return store_->failure();
   }
+  if (staged_->any())
+    return Status(Code::NO_SPACE, origin_.name() +
+                                      ": acknowledged writes are still in the snapshot store, as "
+                                      "there is no room to put them in place: make room and serve "
+                                      "the volume again");
   const OriginIdentity identity =
       options_.reread_identity ? options_.reread_identity() : options_.identity;
   return store_->checkpoint(true, [&](Superblock& sb) {
@@ -335,6 +371,7 @@ void VolumeImpl::maintain() {
       continue;
     }
     if (store_->wants_checkpoint()) {
+      apply_staged();
       Status status = store_->checkpoint();
       // No room for metadata is no failure: reclaim, or the end of a check, brings some.
       if (!status.ok() && status.code() != Code::NO_SPACE) fail(status, false);
@@ -343,7 +380,7 @@ void VolumeImpl::maintain() {
   }
 }
 
-Status VolumeImpl::checkpoint() { return store_->checkpoint(); }
+Status VolumeImpl::checkpoint() { return drain(); }
 
 // ---- Requests ----------------------------------------------------------------------------------
 
@@ -395,7 +432,11 @@ bool VolumeImpl::submit(IoRequest& request, bool may_block) {
       counters_.reads.fetch_add(1, std::memory_order_relaxed);
       counters_.read_bytes.fetch_add(request.length, std::memory_order_relaxed);
       if (request.length == 0) return true;
-      if (origin && origin_.read_nowait(request.offset, request.data, request.length)) return true;
+      if (origin &&
+          !staged_->has_any(chunk_of(request.offset),
+                            chunk_of(request.offset + request.length - 1)) &&
+          origin_.read_nowait(request.offset, request.data, request.length))
+        return true;
       break;
     case IoOp::CACHE:
       return true;  // a hint; the page cache does without
@@ -458,8 +499,11 @@ void VolumeImpl::fail(const Status& why, bool sync_failed) { store_->fail(why, s
 void VolumeImpl::on_failed(const Status& why) {
   emit(VolumeEvent::Kind::FAILED, nullptr, "the volume has stopped: " + why.message(),
        why.code() == Code::FENCED ? Code::FENCED : Code::FAILED);
-  MutexLock lock(space_mutex_);
-  space_changed_.notify_all();
+  {
+    MutexLock lock(space_mutex_);
+    space_changed_.notify_all();
+  }
+  wake_applier();
 }
 
 void VolumeImpl::emit(VolumeEvent::Kind kind, const Snapshot* snapshot, std::string message,
@@ -504,7 +548,7 @@ void VolumeImpl::fill_info(VolumeInfo& info) {
     info.cache_limit_bytes = sb.cache_limit_bytes;
     info.snapshots_live = static_cast<uint32_t>(store_->snapshots().live_count());
     info.snapshots_deleting = static_cast<uint32_t>(store_->snapshots().deleted_count());
-    info.journal_used_bytes = store_->journal().used_bytes();
+    info.journal_used_bytes = store_->journal_used_bytes();
     info.blocks_total = store_->space_map().block_count();
     info.blocks_free = store_->space_map().free_blocks();
     info.blocks_reserve = store_->reserve_blocks();
@@ -569,6 +613,9 @@ void VolumeImpl::add_counters(VolumeInfo& info) const {
   info.commits = counters_.commits.load();
   info.checkpoints = store_->checkpoints();
   info.parked = counters_.parked.load();
+  info.staged = counters_.staged.load();
+  info.applied = counters_.applied.load();
+  info.staged_bytes = staged_->bytes();
   info.checksum_errors = counters_.checksum_errors.load();
   info.chunks_freed = counters_.chunks_freed.load();
 }

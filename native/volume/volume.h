@@ -73,7 +73,7 @@ struct IoRequest {
     uint32_t waits_for = 0;  // parked: chunks still to be copied
     uint64_t progress = 0;   // bytes done, of requests that are worked off in pieces
     uint64_t piece = 0;      // bytes of the piece under way
-    uint8_t stage = 0;
+    bool in_place = false;   // something of it is in the origin, not in the journal
   } internal;
 };
 
@@ -142,6 +142,8 @@ struct VolumeInfo {
   // Counters since open.
   uint64_t reads = 0, writes = 0, flushes = 0, read_bytes = 0, write_bytes = 0;
   uint64_t copy_outs = 0, zero_chunks = 0, commits = 0, checkpoints = 0, parked = 0;
+  uint64_t staged = 0, applied = 0;  // writes; chunks
+  uint64_t staged_bytes = 0;         // now, in RAM
   uint64_t checksum_errors = 0, chunks_freed = 0;
 };
 
@@ -159,9 +161,10 @@ struct VolumeEvent {
     SNAPSHOT_DELETED,
     SNAPSHOT_DROPPED,
     SNAPSHOT_RECLAIMED,
-    LOW_WATER,   // free space fell below the low-water mark; decide_drop() may be answered
-    HIGH_WATER,  // and rose again
-    STORE_FULL,  // a write was refused
+    LOW_WATER,    // free space fell below the low-water mark; decide_drop() may be answered
+    HIGH_WATER,   // and rose again
+    STORE_FULL,   // a write was refused
+    ORIGIN_FULL,  // acknowledged writes wait in the store for room in the origin's file system
     CHECKSUM_ERROR,
     FAILED,
   };

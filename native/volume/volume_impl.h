@@ -1,7 +1,9 @@
 // VolumeImpl: the volume in parts. Each .cc is one step of a request's life:
 //   volume.cc          open, close, submit (which path a request takes), info
-//   origin_write.cc    write, write-zeroes, trim: in place where copied, else parked
+//   origin_write.cc    write, write-zeroes, trim: in place where copied, else staged or parked
+//   staging.cc         small writes into journal and staged table
 //   committer.cc       copy-out in groups with one sync; wakes the parked
+//   applier.cc         staged content to its place in the origin
 //   flusher.cc         FLUSH, FUA and mode sync: one origin sync for many
 //   origin_read.cc     reads of the origin, block status
 //   snapshot_read.cc   reads of a snapshot
@@ -10,9 +12,10 @@
 //   hold.cc            the read-write hold of an attachment
 //   care.cc            check, dump
 //
-// Locks, in the order they may be taken: snapshot_mutex_, the store's transaction lock, then any of
-// the leaf mutexes (pending_mutex_, flush_mutex_, space_mutex_, views_mutex_, state_mutex_); never
-// two leaves at once. Inside a section only device I/O and index lookups happen.
+// Locks, in the order they may be taken: snapshot_mutex_, the store's transaction lock, its append
+// lock, then any of the leaf mutexes (pending_mutex_, flush_mutex_, space_mutex_, views_mutex_,
+// state_mutex_, apply_mutex_); never two leaves at once. The staged table's own comes last. Inside
+// a section only device I/O and index lookups happen.
 #pragma once
 
 #include <map>
@@ -23,6 +26,7 @@
 #include "volume/generation_state.h"
 #include "volume/io_pool.h"
 #include "volume/sections.h"
+#include "volume/staged_table.h"
 #include "volume/volume.h"
 
 namespace csnap {
@@ -81,9 +85,10 @@ class VolumeImpl final : public Volume {
   void fail(const Status& why, bool sync_failed);
   void on_failed(const Status& why);
   std::unique_ptr<GatedDevice> gated(Device& device);  // null without a gate
-  void finish(IoRequest& request, Status status);      // calls done
-  void stop_threads();
-  void maintain();  // the checkpoint thread
+  Status still_granted();
+  void finish(IoRequest& request, Status status);  // calls done
+  void stop_threads(bool drain);  // drain: nothing is left staged, if that is possible
+  void maintain();                // the checkpoint thread
   std::shared_ptr<GenerationState> generation_state();
   static VolumeView& view_of(const IoRequest& request) {
     return static_cast<VolumeView&>(*request.view);
@@ -104,15 +109,38 @@ class VolumeImpl final : public Volume {
   void resume(IoRequest& request);
   Attempt after_write(IoRequest& request, Status status);
 
+  // -- staging.cc
+  uint64_t staged_limit_bytes() const;
+  Result<bool> stage(const IoRequest& request, GenerationState& state, uint64_t offset,
+                     uint64_t length);
+  Status load_recovered();
+
+  // -- applier.cc
+  void wake_applier();
+  void apply_loop();
+  Result<bool> apply_round(bool all);
+  void apply_staged();
+  Status drain();
+  bool is_staging_pressed();
+  void release_applied(const std::vector<ChunkIndex>& chunks, const Status& status);
+  void fail_waiting();
+
   // -- committer.cc
   void commit_loop();
-  void commit_group(const std::vector<ChunkIndex>& chunks);
+  void relieve_journal();
+  void copy_out_staged();
+  bool commit_group(const std::vector<ChunkIndex>& chunks, bool staged);
   struct CopyOut {
     Entry entry;
-    bool held = false;  // its store chunk is held and not recorded yet
+    bool held = false;         // its store chunk is held and not recorded yet
+    bool recorded = false;     // as data
+    bool settles = false;      // of a staged chunk: it may be applied once this is durable
+    BlockNumber reserved = 0;  // store chunk that the staged table holds for it
   };
   Status copy_out(ChunkIndex chunk, std::vector<std::byte>& buffer, CopyOut& out);
-  Status record_group(std::vector<CopyOut>& group, GenerationState& state);
+  void give_up(const CopyOut& copy);
+  void settle_staged(ChunkIndex chunk);
+  Status record_group(std::vector<CopyOut>& group, GenerationState& state, bool staged);
   void release_waiters(const std::vector<ChunkIndex>& chunks, const Status& status);
   uint64_t space_progress();
   bool wait_for_space(uint64_t seen);
@@ -128,7 +156,7 @@ class VolumeImpl final : public Volume {
                              std::byte* data);
   Status read_entry(const Entry& entry, uint64_t start, uint64_t length, std::byte* data);
   Result<std::optional<Entry>> lookup(ChunkIndex chunk, Generation generation);
-  Status origin_extents(uint64_t offset, uint64_t length, size_t max_extents,
+  Status origin_extents(uint64_t offset, uint64_t length, Generation upto, size_t max_extents,
                         std::vector<BlockStatusExtent>& out);
 
   // -- snapshots.cc
@@ -172,6 +200,10 @@ class VolumeImpl final : public Volume {
   Mutex state_mutex_;
   std::shared_ptr<GenerationState> state_owner_;  // for everybody else
 
+  std::unique_ptr<StagedTable> staged_;
+  std::atomic<uint64_t> staged_limit_{0};  // 0: the default
+  std::atomic<bool> origin_dirty_{true};   // written in place since the last sync for a flush
+
   std::unique_ptr<ChunkBitmap> verified_;  // store chunks whose checksum was seen right, by run
 
   Mutex snapshot_mutex_;  // one creation at a time
@@ -189,9 +221,22 @@ class VolumeImpl final : public Volume {
   // Parked requests, by chunk. An entry lives until the chunk's waiters are released.
   Mutex pending_mutex_;
   CondVar pending_wake_;
-  std::map<ChunkIndex, std::vector<IoRequest*>> pending_;
+  CondVar copied_;                                          // a group of staged chunks was
+  std::map<ChunkIndex, std::vector<IoRequest*>> pending_;   // for a copy-out
+  std::map<ChunkIndex, std::vector<IoRequest*>> applying_;  // for the chunk to leave the table
   ChunkIndex commit_cursor_ = 0;
+  std::map<ChunkIndex, int> read_failures_;  // of staged chunks; the committer's
   bool committer_stop_ = false;
+  bool committer_drain_ = false;
+
+  Mutex apply_mutex_;
+  CondVar apply_wake_;
+  CondVar apply_done_;
+  bool apply_kicked_ = false;
+  bool apply_all_ = false;
+  bool apply_stop_ = false;
+  bool apply_drain_ = false;
+  uint64_t apply_rounds_ = 0;
 
   Mutex flush_mutex_;
   std::vector<IoRequest*> flush_waiting_;
@@ -218,6 +263,7 @@ class VolumeImpl final : public Volume {
   CondVar maintain_wake_;
   bool maintain_stop_ = false;
 
+  Thread applier_;
   Thread committer_;
   Thread reclaimer_;
   Thread maintainer_;
@@ -230,6 +276,7 @@ class VolumeImpl final : public Volume {
   struct {
     std::atomic<uint64_t> reads{0}, writes{0}, flushes{0}, read_bytes{0}, write_bytes{0};
     std::atomic<uint64_t> copy_outs{0}, zero_chunks{0}, commits{0}, parked{0};
+    std::atomic<uint64_t> staged{0}, applied{0};
     std::atomic<uint64_t> checksum_errors{0}, chunks_freed{0};
   } counters_;
 };

@@ -14,7 +14,9 @@ const counterHelp: Readonly<Record<CounterName, string>> = {
   zero_chunks: "Chunks kept as zero without using space.",
   commits: "Group commits of exceptions.",
   checkpoints: "Checkpoints.",
-  parked: "Requests that waited for a group commit.",
+  parked: "Requests that waited for a group commit, or for staged writes to be applied.",
+  staged: "Writes acknowledged from the journal, before their chunks were copied out.",
+  applied: "Chunks of staged writes put in place in the origin.",
   checksum_errors: "Checksums that did not match.",
   chunks_freed: "Store chunks freed by reclaim.",
   acks_refused: "Requests, replies and changes of the devices held back as the grant had ended.",
@@ -66,6 +68,7 @@ export function renderMetrics(record: VolumeRecord): string {
     gauge("csnap_store_size_bytes", "Size of the snapshot store.", store.size),
     gauge("csnap_journal_size_bytes", "Size of the journal.", store.journal_size),
     gauge("csnap_journal_used_bytes", "Used part of the journal.", store.journal_used),
+    gauge("csnap_staged_bytes", "Acknowledged writes held until they are in the origin.", store.staged),
     gauge("csnap_snapshots", "Live snapshots.", snapshots.live),
     gauge(
       "csnap_snapshots_deleting",

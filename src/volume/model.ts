@@ -106,6 +106,8 @@ export interface VolumeRecord {
     readonly free: number;
     readonly journal_size: number;
     readonly journal_used: number;
+    /** in RAM, of acknowledged writes that are in the journal and not yet in the origin */
+    readonly staged: number;
   };
   readonly hold: HoldRecord | null;
   readonly snapshots: { readonly live: number; readonly deleting: number; readonly exceptions: number };
@@ -136,6 +138,8 @@ const counterNames = {
   commits: "commits",
   checkpoints: "checkpoints",
   parked: "parked",
+  staged: "staged",
+  applied: "applied",
   checksum_errors: "checksumErrors",
   chunks_freed: "chunksFreed",
   acks_refused: "gateRefusals",
@@ -230,6 +234,7 @@ export function volumeRecord(context: RecordContext, info: NativeVolumeInfo): Vo
       free: info.blocksFree * blockBytes,
       journal_size: info.journalBytes,
       journal_used: info.journalUsedBytes,
+      staged: info.stagedBytes,
     },
     hold: holdRecord(info.hold),
     snapshots: { live: info.snapshotsLive, deleting: info.snapshotsDeleting, exceptions: info.exceptions },

@@ -218,7 +218,8 @@ describe("with syncs held back", () => {
   it("check 50: nothing waits behind a first write that waits for its copy", async () => {
     const client = await slow.open({ structured: true });
     gate.hold(".store");
-    const [parked] = client.send({ command: WRITE, offset: 0, data: pattern(50, 4096) });
+    // A whole chunk: a smaller write would be staged, and wait for nothing.
+    const [parked] = client.send({ command: WRITE, offset: 0, data: pattern(50, 16 * KIB) });
     await gate.held();
     // Neither a client that comes now nor a look at the status waits for the store's sync.
     const other = await slow.open({ export: "vol@first" });
@@ -241,7 +242,7 @@ describe("with syncs held back", () => {
     expect(done).toBe(false);
     gate.release();
     expect((await written).error).toBe(0);
-    expectBytes(await client.read(0, 4096), pattern(50, 4096));
+    expectBytes(await client.read(0, 16 * KIB), pattern(50, 16 * KIB));
     expectBytes(await other.read(0, MIB), at(0, MIB));
     await Promise.all([client.disconnect(), other.disconnect()]);
   });
@@ -250,7 +251,7 @@ describe("with syncs held back", () => {
     const client = await slow.open({}, slow.tcp);
     const other = await slow.open();
     gate.hold(".store");
-    client.send({ command: WRITE, offset: MIB, data: pattern(51, 4096) });
+    client.send({ command: WRITE, offset: MIB, data: pattern(51, 16 * KIB) });
     await gate.held();
     client.reset();
     expectBytes(await other.read(MIB, 4096), at(MIB, 4096));
@@ -258,14 +259,15 @@ describe("with syncs held back", () => {
     await expect
       .poll(async () => (await slow.status()).server?.clients.length, { timeout: 20_000, interval: 20 })
       .toBe(1);
-    expectBytes(await other.read(MIB, 4096), pattern(51, 4096));
+    expectBytes(await other.read(MIB, 16 * KIB), pattern(51, 16 * KIB));
     await other.disconnect();
   });
 
   it("checks 48 and 49: FLUSH and FUA are answered after a sync, a plain write before", async () => {
     const client = await slow.open();
     const other = await slow.open({}, slow.tcp);
-    await client.write(2 * MIB, pattern(52, 4096));
+    // Whole chunks are copied and written in place; what is staged needs no sync of the origin.
+    await client.write(2 * MIB, pattern(52, 16 * KIB));
     for (const [asker, request] of [
       [other, { command: FLUSH }],
       [client, { command: WRITE, offset: 2 * MIB, data: pattern(53, 4096), flags: 1 }],

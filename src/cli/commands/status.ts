@@ -97,6 +97,9 @@ function describe(record: VolumeRecord): string {
       : []),
     `  origin     ${origin.path}, ${formatSize(origin.size)}`,
     `  store      ${store.path}, ${formatSize(store.size)}: ${formatSize(store.data)} data, ${formatSize(store.metadata)} metadata, ${formatSize(store.free)} free (${free} %)`,
+    ...(store.staged > 0
+      ? [`  staged     ${formatSize(store.staged)} of acknowledged writes are on their way to the origin`]
+      : []),
     `  snapshots  ${grouped(snapshots.live)} live${deleting}; ${counted(snapshots.exceptions, "exception")}`,
     `  on full    ${record.properties.on_full}`,
     ...(record.hold === null

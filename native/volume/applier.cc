@@ -1,0 +1,188 @@
+// The applier: takes staged content whose exceptions are durable to its place in the origin (the
+// "checkpoint" of design section 6). One thread, in rounds: in-place writes in order, one sync of
+// the origin, one APPLIED record; then the chunks leave the staged table.
+//
+//  W2  Only chunks are applied whose copy-out is durable or that are owed to nobody.
+//  W8  A chunk leaves the table only after the record that keeps replay from undoing later writes.
+#include <algorithm>
+
+#include "volume/volume_impl.h"
+
+namespace csnap {
+
+namespace {
+
+constexpr uint64_t kRoundBytes = uint64_t{4} << 20;
+constexpr uint64_t kIdleMs = 500;  // staged content waits no longer than about this
+constexpr uint64_t kNoSpaceRetryMs = 1000;
+constexpr uint64_t kProgressMs = 50;
+
+}  // namespace
+
+void VolumeImpl::wake_applier() {
+  MutexLock lock(apply_mutex_);
+  apply_kicked_ = true;
+  apply_wake_.notify_one();
+}
+
+void VolumeImpl::apply_loop() {
+  MutexLock lock(apply_mutex_);
+  while (true) {
+    bool idle = false;
+    while (!apply_kicked_ && !apply_stop_ && !idle) idle = !apply_wake_.wait_for(lock, kIdleMs);
+    if (apply_stop_ && !apply_drain_) break;
+    if (store_->failed()) {
+      apply_kicked_ = false;
+      apply_done_.notify_all();
+      lock.unlock();
+      fail_waiting();
+      lock.lock();
+      if (apply_stop_) break;
+      continue;
+    }
+    const bool all = idle || apply_stop_ || apply_all_;
+    apply_kicked_ = false;
+    // Whoever finds the volume's failure out holds the append lock and comes for ours.
+    lock.unlock();
+    Result<bool> more = apply_round(all || is_staging_pressed());
+    lock.lock();
+    apply_rounds_++;
+    apply_done_.notify_all();
+    // At the end the committer is done: what can't be applied then stays for the next open.
+    if (apply_stop_ && !(more.ok() && more.value())) break;
+    // Want of room, in the origin's file system or the journal, holds what is staged; tried again.
+    if (!more.ok() && !store_->failed()) apply_wake_.wait_for(lock, kNoSpaceRetryMs);
+    if (!more.ok() || more.value()) apply_kicked_ = true;
+  }
+}
+
+// Half of what staging may take is taken.
+bool VolumeImpl::is_staging_pressed() {
+  return staged_->bytes() * 2 >= staged_limit_bytes() ||
+         store_->journal_used_bytes() * 4 >= store_->journal_bytes();
+}
+
+// One round. True: there was something to apply.
+Result<bool> VolumeImpl::apply_round(bool all) {
+  const std::vector<StagedTable::Content> contents = staged_->applicable(kRoundBytes, all);
+  if (contents.empty()) return false;
+  // Who saw such a chunk before it was staged, and writes it in place, has left by then; nobody
+  // comes after it. Else that write might land on what is applied, behind the table's back.
+  writers_.synchronize();
+  Sequence upto = 0;
+  std::vector<ChunkIndex> chunks;
+  for (const StagedTable::Content& content : contents) {
+    for (const StagedTable::Run& run : content.runs) {
+      Status status =
+          origin_.write(content.chunk * chunk_bytes_ + run.start, run.data.data(), run.data.size());
+      if (status.code() == Code::NO_SPACE) {
+        emit(VolumeEvent::Kind::ORIGIN_FULL, nullptr,
+             origin_.name() +
+                 ": no room for acknowledged writes, which stay in the snapshot "
+                 "store until there is: make room on its file system",
+             Code::NO_SPACE);
+        return status;
+      }
+      if (!status.ok()) {
+        fail(status, false);
+        return store_->failure();
+      }
+    }
+    upto = std::max(upto, content.last);
+    chunks.push_back(content.chunk);
+  }
+  if (Status status = origin_.sync(); !status.ok()) {
+    fail(status, true);
+    return store_->failure();
+  }
+  for (const StagedTable::Content& content : contents)
+    staged_->set_in_place(content.chunk, content.last);
+  Status status = store_->commit_applied(chunks, upto);
+  if (status.code() == Code::NO_SPACE) {
+    // The tail moves past what is in place, and makes room, unless older writes are still owed.
+    status = store_->checkpoint();
+    if (status.ok()) status = store_->commit_applied(chunks, upto);
+    if (status.code() == Code::NO_SPACE) return status;
+  }
+  if (!status.ok()) {
+    fail(status, false);
+    return store_->failure();
+  }
+  std::vector<ChunkIndex> left;
+  for (const StagedTable::Content& content : contents)
+    if (staged_->applied(content.chunk, content.last)) left.push_back(content.chunk);
+  counters_.applied.fetch_add(left.size(), std::memory_order_relaxed);
+  release_applied(left, Status());
+  return true;
+}
+
+// Requests that waited for these chunks to leave the table try again, or fail: where they can't
+// leave, what is acknowledged stays in the journal, and what is not need not wait for it.
+void VolumeImpl::release_applied(const std::vector<ChunkIndex>& chunks, const Status& status) {
+  std::vector<IoRequest*> ready;
+  {
+    MutexLock lock(pending_mutex_);
+    for (const ChunkIndex chunk : chunks) {
+      const auto at = applying_.find(chunk);
+      if (at == applying_.end()) continue;
+      for (IoRequest* request : at->second) {
+        if (!status.ok() && request->status.ok()) request->status = status;
+        CSNAP_ASSERT(request->internal.waits_for > 0);
+        if (--request->internal.waits_for == 0) ready.push_back(request);
+      }
+      applying_.erase(at);
+    }
+  }
+  for (IoRequest* request : ready) pool_->run([this, request] { resume(*request); });
+}
+
+// Everything that is staged now and copied out goes to its place. For the checkpoint thread, before
+// it moves the tail.
+void VolumeImpl::apply_staged() {
+  MutexLock lock(apply_mutex_);
+  if (!staged_->any() || store_->failed()) return;
+  const uint64_t seen = apply_rounds_;
+  apply_all_ = true;
+  // The round under way may have begun before; the one after it takes all there is up to its size.
+  while (apply_rounds_ < seen + 2 && !store_->failed() && !apply_stop_) {
+    apply_kicked_ = true;
+    apply_wake_.notify_one();
+    apply_done_.wait_for(lock, kProgressMs);
+  }
+  apply_all_ = false;
+}
+
+// Waits until nothing is staged, as long as that gets on, and moves the tail.
+Status VolumeImpl::drain() {
+  constexpr int kIdleMax = 40;
+  for (int idle = 0; staged_->any() && !store_->failed() && idle < kIdleMax;) {
+    const uint64_t applied = counters_.applied.load();
+    const uint64_t owed = staged_->owed_count();
+    apply_staged();
+    if (counters_.applied.load() > applied || staged_->owed_count() < owed) {
+      idle = 0;
+      continue;
+    }
+    idle++;
+    MutexLock lock(apply_mutex_);
+    apply_done_.wait_for(lock, kProgressMs);
+  }
+  return store_->checkpoint();
+}
+
+// After a failure (W9): who waits for chunks is told.
+void VolumeImpl::fail_waiting() {
+  std::vector<IoRequest*> ready;
+  {
+    MutexLock lock(pending_mutex_);
+    for (auto& [chunk, requests] : applying_)
+      for (IoRequest* request : requests) {
+        if (request->status.ok()) request->status = store_->failure();
+        if (--request->internal.waits_for == 0) ready.push_back(request);
+      }
+    applying_.clear();
+  }
+  for (IoRequest* request : ready) pool_->run([this, request] { resume(*request); });
+}
+
+}  // namespace csnap

@@ -1,0 +1,145 @@
+// The staged table: chunks whose newest content is in the journal and not yet in the origin, with
+// that content in RAM (design section 5). A read overlays it on what the origin holds; the applier
+// takes it from here to the origin.
+//
+// Invariants
+//  T1  All that is staged of a chunk is of one generation.
+//  T2  A chunk leaves only when a durable record says that everything staged of it is in place, so
+//      that no replay can undo a later write in place. Until then every write to it is staged.
+//  T3  Order of put() is order of the journal: callers hold the store's append lock.
+//  T4  Once somebody waits for a chunk to leave, nothing more is staged to it.
+//
+// Callers: volume/ only. Every method may be called from any thread.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <map>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "base/sync.h"
+#include "store/journal.h"
+#include "volume/generation_state.h"
+
+namespace csnap {
+
+class StagedTable {
+ public:
+  StagedTable(uint64_t chunk_count, uint64_t chunk_bytes);
+
+  // Content of a chunk to be put in place: runs of sectors, in order, none touching the next.
+  struct Run {
+    uint64_t start;  // bytes within the chunk
+    std::vector<std::byte> data;
+  };
+  struct Content {
+    ChunkIndex chunk = 0;
+    Sequence last = 0;  // of its records
+    std::vector<Run> runs;
+  };
+  // What the copy-out of a chunk needs to know.
+  struct Owed {
+    Generation generation = 0;  // of what is staged: its exception belongs below it
+    BlockNumber reserved = 0;   // store chunk held for it; 0: none
+  };
+
+  // One atomic load; false: nothing of it is staged.
+  bool has(ChunkIndex chunk) const { return any() && bits_.test(chunk); }
+  bool has_any(ChunkIndex first, ChunkIndex last) const {
+    if (!any()) return false;
+    for (ChunkIndex chunk = first; chunk <= last; chunk++)
+      if (bits_.test(chunk)) return true;
+    return false;
+  }
+  bool any() const { return count_.load(std::memory_order_acquire) != 0; }
+  uint64_t count() const { return count_.load(std::memory_order_relaxed); }
+  uint64_t bytes() const { return bytes_.load(std::memory_order_relaxed); }
+
+  // Whether a write of `generation` may be staged to the chunk now (T1, T4); `fresh`: it would be
+  // the first. Stays true while the append lock is held.
+  bool may_put(ChunkIndex chunk, Generation generation, bool& fresh);
+  // Sectors of one chunk. `copied`: its exception is durable, or it is owed to nobody; else
+  // `reserved` is the store chunk for it (both of a fresh chunk only).
+  void put(ChunkIndex chunk, Generation generation, uint64_t start, const std::byte* data,
+           uint64_t length, RecordPlace place, bool copied, BlockNumber reserved);
+
+  // Copies what is staged of [offset, offset + length) of the volume, of generations up to `upto`,
+  // for overlay(). Empty: nothing.
+  struct Piece {
+    uint64_t at;  // bytes from `offset`
+    std::vector<std::byte> data;
+  };
+  std::vector<Piece> take(uint64_t offset, uint64_t length, Generation upto);
+  static void overlay(const std::vector<Piece>& pieces, std::byte* data);
+
+  // -- copying out
+  // nullopt: not staged, or copied already.
+  std::optional<Owed> owed(ChunkIndex chunk);
+  // Up to `limit` chunks that are still to be copied out, in order, from `from` on, then from 0.
+  std::vector<ChunkIndex> owed_from(ChunkIndex from, size_t limit);
+  // Of the records that are oldest, up to `limit` chunks that are still to be copied out; sorted.
+  std::vector<ChunkIndex> oldest_owed(size_t limit);
+  uint64_t owed_count() const { return owed_count_.load(std::memory_order_acquire); }
+  // Its exception is durable, or it is owed to nobody any more. Returns the store chunk that was
+  // reserved, which is the caller's now.
+  BlockNumber set_copied(ChunkIndex chunk);
+
+  // -- applying
+  // Up to `limit_bytes` of what is copied out, in order of chunks; `all`: else only what somebody
+  // waits for.
+  std::vector<Content> applicable(uint64_t limit_bytes, bool all);
+  // The content is in place and synced: what was staged up to `last` is not needed any more, but
+  // the chunk stays until applied(). Later records are.
+  void set_in_place(ChunkIndex chunk, Sequence last);
+  // No replay will meet what was staged up to `last` again (T2): the chunk leaves unless more was
+  // staged since. True: it left.
+  bool applied(ChunkIndex chunk, Sequence last);
+  // T4. False: not staged.
+  bool wait_for(ChunkIndex chunk);
+  bool awaited() const { return awaited_.load(std::memory_order_acquire) != 0; }
+
+  // The oldest record that is not in place; nullopt: none. Under the append lock.
+  std::optional<RecordPlace> oldest();
+  // Of `count` chunks from `first` on, those staged in a generation above `after` and up to `upto`,
+  // in order.
+  std::vector<ChunkIndex> find(ChunkIndex first, uint64_t count, Generation after, Generation upto);
+
+ private:
+  static constexpr uint64_t kPageBytes = 4096;
+  struct Page {
+    uint8_t mask = 0;  // a bit for each sector that is staged
+    std::array<std::byte, kPageBytes> bytes;
+  };
+  struct Chunk {
+    Generation generation = 0;
+    RecordPlace first;      // of its records that are not in place
+    bool in_place = false;  // all of them are
+    Sequence last = 0;
+    bool copied = false;
+    bool awaited = false;
+    BlockNumber reserved = 0;
+    std::vector<std::unique_ptr<Page>> pages;
+  };
+  using Chunks = std::map<ChunkIndex, Chunk>;
+
+  // Calls `run(start, data, length)` for each run of staged sectors within [from, upto) of a chunk,
+  // a page at most at a time.
+  template <typename F>
+  static void each_run(const Chunk& chunk, uint64_t from, uint64_t upto, F run);
+  Content content_of(ChunkIndex index, const Chunk& chunk) const;
+
+  const uint64_t chunk_bytes_;
+  ChunkBitmap bits_;
+  std::atomic<uint64_t> count_{0};
+  std::atomic<uint64_t> bytes_{0};  // of pages
+  std::atomic<uint64_t> owed_count_{0};
+  std::atomic<uint64_t> awaited_{0};
+  Mutex mutex_;
+  Chunks chunks_;
+  // By position: who is oldest. An entry belongs to the chunk whose `first` it is.
+  std::map<uint64_t, ChunkIndex> by_position_;
+};
+
+}  // namespace csnap

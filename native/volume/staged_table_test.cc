@@ -1,0 +1,206 @@
+// The staged table by itself: what overlays what, and what a chunk needs before it may leave.
+#include "volume/staged_table.h"
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <iostream>
+#include <map>
+
+#include "testing/rng.h"
+
+namespace csnap {
+namespace {
+
+constexpr uint64_t kChunkBytes = 16384;
+constexpr uint64_t kChunks = 64;
+
+struct Table {
+  StagedTable staged{kChunks, kChunkBytes};
+  Sequence sequence = 0;
+
+  // Sectors [first, first + count) of the chunk become `fill`.
+  void put(ChunkIndex chunk, uint64_t first, uint64_t count, int fill, Generation generation = 1,
+           bool copied = true, BlockNumber reserved = 0) {
+    const std::vector<std::byte> data(count * kSectorBytes, static_cast<std::byte>(fill));
+    sequence++;
+    staged.put(chunk, generation, first * kSectorBytes, data.data(), data.size(),
+               {sequence * 4096, sequence}, copied, reserved);
+  }
+  // One character a sector of what a read finds that has '.' everywhere below.
+  std::string read(uint64_t sector, uint64_t count, Generation upto = kHeadGeneration) {
+    std::vector<std::byte> data(count * kSectorBytes, std::byte{'.'});
+    StagedTable::overlay(staged.take(sector * kSectorBytes, data.size(), upto), data.data());
+    std::string seen;
+    for (uint64_t i = 0; i < count; i++) {
+      const std::byte first = data[i * kSectorBytes];
+      const auto* begin = data.data() + i * kSectorBytes;
+      const bool whole =
+          std::all_of(begin, begin + kSectorBytes, [&](std::byte byte) { return byte == first; });
+      seen += whole ? static_cast<char>(first) : '!';
+    }
+    return seen;
+  }
+};
+
+bool may_put(StagedTable& staged, ChunkIndex chunk, Generation generation) {
+  bool fresh = false;
+  return staged.may_put(chunk, generation, fresh);
+}
+
+TEST_CASE("staged table: a read finds the newest of each sector, and only what its view may see") {
+  Table table;
+  CHECK_FALSE(table.staged.any());
+  table.put(0, 6, 4, 'a');
+  table.put(0, 8, 8, 'b');
+  table.put(1, 0, 1, 'c', 2);
+  CHECK(table.read(4, 14) == "..aabbbbbbbb..");
+  CHECK(table.read(9, 2) == "bb");
+  // Chunk 1 begins at sector 32 and is of a younger generation.
+  CHECK(table.read(30, 4) == "..c.");
+  CHECK(table.read(30, 4, 1) == "....");
+  CHECK(table.staged.has(1));
+  CHECK_FALSE(table.staged.has(2));
+  CHECK(table.staged.has_any(0, 63));
+  CHECK_FALSE(table.staged.has_any(2, 63));
+  CHECK(table.staged.find(0, kChunks, 0, 1) == std::vector<ChunkIndex>{0});
+  CHECK(table.staged.find(0, kChunks, 1, 2) == std::vector<ChunkIndex>{1});
+  CHECK(table.staged.find(2, kChunks, 0, 9).empty());
+}
+
+TEST_CASE("staged table: a chunk takes writes of one generation, and none once it is waited for") {
+  Table table;
+  CHECK(may_put(table.staged, 3, 5));
+  table.put(3, 0, 1, 'a', 5);
+  CHECK(may_put(table.staged, 3, 5));
+  CHECK_FALSE(may_put(table.staged, 3, 6));
+  CHECK_FALSE(table.staged.wait_for(4));
+  CHECK_FALSE(table.staged.awaited());
+  CHECK(table.staged.wait_for(3));
+  CHECK(table.staged.wait_for(3));
+  CHECK(table.staged.awaited());
+  CHECK_FALSE(may_put(table.staged, 3, 5));
+  CHECK(table.staged.applied(3, table.sequence));
+  CHECK_FALSE(table.staged.awaited());
+  CHECK(may_put(table.staged, 3, 6));
+}
+
+TEST_CASE("staged table: nothing is applied before it is copied out") {
+  Table table;
+  table.put(2, 0, 2, 'a', 1, false, 77);
+  table.put(7, 0, 1, 'b');
+  CHECK(table.staged.owed_count() == 1);
+  CHECK(table.staged.owed_from(0, 9) == std::vector<ChunkIndex>{2});
+  CHECK(table.staged.owed_from(5, 9) == std::vector<ChunkIndex>{2});
+  REQUIRE(table.staged.owed(2));
+  CHECK(table.staged.owed(2)->reserved == 77);
+  CHECK_FALSE(table.staged.owed(7));
+  std::vector<StagedTable::Content> contents = table.staged.applicable(~uint64_t{0}, true);
+  REQUIRE(contents.size() == 1);
+  CHECK(contents[0].chunk == 7);
+  CHECK(table.staged.set_copied(2) == 77);
+  CHECK(table.staged.owed_count() == 0);
+  contents = table.staged.applicable(~uint64_t{0}, true);
+  REQUIRE(contents.size() == 2);
+  REQUIRE(contents[0].runs.size() == 1);
+  CHECK(contents[0].runs[0].data.size() == 2 * kSectorBytes);
+  // Only what is waited for, where that is asked.
+  CHECK(table.staged.applicable(~uint64_t{0}, false).empty());
+  CHECK(table.staged.wait_for(7));
+  CHECK(table.staged.applicable(~uint64_t{0}, false).size() == 1);
+}
+
+TEST_CASE(
+    "staged table: a chunk written to while it is applied stays, and the oldest says what is "
+    "kept") {
+  Table table;
+  table.put(2, 0, 1, 'a');
+  table.put(9, 0, 1, 'b');
+  const Sequence applied = table.sequence;
+  CHECK(table.staged.oldest()->sequence == 1);
+  const std::vector<StagedTable::Content> contents = table.staged.applicable(~uint64_t{0}, true);
+  table.put(2, 1, 1, 'c');
+  CHECK_FALSE(table.staged.applied(2, contents[0].last));
+  CHECK(table.read(64, 3) == "ac.");
+  CHECK(table.staged.oldest()->sequence == 1);
+  CHECK(table.staged.applied(9, applied));
+  // What is in place is not needed, but replay may meet it: the chunk stays, and takes more.
+  table.staged.set_in_place(2, table.sequence);
+  CHECK_FALSE(table.staged.oldest());
+  CHECK(table.staged.has(2));
+  table.put(2, 2, 1, 'd');
+  CHECK(table.read(64, 3) == "acd");
+  CHECK(table.staged.oldest()->sequence == table.sequence);
+  CHECK_FALSE(table.staged.applied(2, table.sequence - 1));
+  CHECK(table.staged.applied(2, table.sequence));
+  CHECK_FALSE(table.staged.oldest());
+  CHECK(table.staged.bytes() == 0);
+  CHECK(table.staged.count() == 0);
+  CHECK(table.read(64, 3) == "...");
+}
+
+TEST_CASE("staged table: neighbours are joined into runs, across pages and by what came last") {
+  Table table;
+  table.put(0, 7, 1, 'a');  // the end of the first page
+  table.put(0, 8, 1, 'b');  // the start of the second
+  table.put(0, 10, 2, 'c');
+  table.put(0, 11, 1, 'd');
+  const std::vector<StagedTable::Content> contents = table.staged.applicable(~uint64_t{0}, true);
+  REQUIRE(contents.size() == 1);
+  REQUIRE(contents[0].runs.size() == 2);
+  CHECK(contents[0].runs[0].start == 7 * kSectorBytes);
+  CHECK(contents[0].runs[0].data.size() == 2 * kSectorBytes);
+  CHECK(contents[0].runs[1].start == 10 * kSectorBytes);
+  CHECK(contents[0].runs[1].data.back() == std::byte{'d'});
+}
+
+// A disk below it and a plain array beside it: reads are right at each moment, and the disk at the
+// end.
+TEST_CASE("staged table: random writes, applies and reads, against an array") {
+  const char* given = std::getenv("CSNAP_SEED");
+  const uint64_t seed = given ? std::strtoull(given, nullptr, 0) : 1;
+  MESSAGE("CSNAP_SEED=" << seed);
+  Rng rng(seed);
+  Table table;
+  constexpr uint64_t kBytes = kChunks * kChunkBytes;
+  std::vector<std::byte> disk(kBytes), model(kBytes);
+  const auto apply = [&] {
+    for (const StagedTable::Content& content :
+         table.staged.applicable(1 + rng.below(8 * kChunkBytes), true)) {
+      for (const StagedTable::Run& run : content.runs)
+        std::memcpy(disk.data() + content.chunk * kChunkBytes + run.start, run.data.data(),
+                    run.data.size());
+      REQUIRE(table.staged.applied(content.chunk, content.last));
+    }
+  };
+  for (int step = 0; step < 20000; step++) {
+    const uint64_t dice = rng.below(100);
+    const ChunkIndex chunk = rng.below(kChunks);
+    if (dice < 50) {
+      const uint64_t first = rng.below(kChunkBytes / kSectorBytes);
+      const uint64_t count = 1 + rng.below(kChunkBytes / kSectorBytes - first);
+      const int fill = static_cast<int>(rng.below(256));
+      table.put(chunk, first, count, fill);
+      std::memset(model.data() + chunk * kChunkBytes + first * kSectorBytes, fill,
+                  count * kSectorBytes);
+    } else if (dice < 60) {
+      apply();
+    } else {
+      const uint64_t start = rng.below(kBytes / kSectorBytes) * kSectorBytes;
+      const uint64_t length =
+          std::min(kBytes - start, (1 + rng.below(3 * kChunkBytes / kSectorBytes)) * kSectorBytes);
+      std::vector<std::byte> found(disk.begin() + static_cast<ptrdiff_t>(start),
+                                   disk.begin() + static_cast<ptrdiff_t>(start + length));
+      StagedTable::overlay(table.staged.take(start, length, kHeadGeneration), found.data());
+      REQUIRE(std::memcmp(found.data(), model.data() + start, length) == 0);
+    }
+  }
+  while (table.staged.any()) apply();
+  CHECK(std::memcmp(disk.data(), model.data(), kBytes) == 0);
+  CHECK(table.staged.bytes() == 0);
+}
+
+}  // namespace
+}  // namespace csnap

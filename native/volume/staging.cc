@@ -1,0 +1,147 @@
+// Small writes to chunks that may not be overwritten yet: into the journal and the staged table, so
+// that they need not wait for a copy-out (design section 6).
+//
+//  W2  What is staged goes to the origin by the applier only.
+//  W7  Nothing is staged in a generation whose beginning is not in the journal.
+//  W8  A staged write is acknowledged only when all the journal before it is written, too: there is
+//      one appender.
+#include <algorithm>
+#include <cstring>
+
+#include "volume/volume_impl.h"
+
+namespace csnap {
+
+namespace {
+
+// Staged pages in RAM, where the volume's settings don't say otherwise.
+constexpr uint64_t kStagedBytesDefault = uint64_t{64} << 20;
+
+}  // namespace
+
+uint64_t VolumeImpl::staged_limit_bytes() const {
+  const uint64_t set = staged_limit_.load(std::memory_order_relaxed);
+  return set == 0 ? kStagedBytesDefault : set;
+}
+
+// Inside the writer section of `state`. False: the write has to wait for its chunks instead, or
+// goes in place; nothing has happened. Errors: the origin's, NO_SPACE for a hole of it; FAILED.
+Result<bool> VolumeImpl::stage(const IoRequest& request, GenerationState& state, uint64_t offset,
+                               uint64_t length) {
+  struct Part {
+    ChunkIndex chunk;
+    uint64_t start, length;  // bytes within the chunk
+    bool copied;
+    BlockNumber reserved;
+  };
+  if (!state.open.load(std::memory_order_acquire)) return false;  // W7
+  if (offset % kSectorBytes != 0 || length % kSectorBytes != 0 || length >= chunk_bytes_)
+    return false;
+  if (staged_->bytes() >= staged_limit_bytes()) return false;
+  std::vector<Part> parts;
+  const auto give_back = [&] {
+    for (const Part& part : parts)
+      if (part.reserved != 0) store_->abandon_chunk(part.reserved);
+  };
+  for (uint64_t done = 0; done < length;) {
+    const uint64_t at = offset + done;
+    Part part{chunk_of(at), at % chunk_bytes_, 0, false, 0};
+    part.length = std::min(length - done, chunk_bytes_ - part.start);
+    part.copied = state.copied(part.chunk);
+    // Now the client can be told that the origin's file system is full; later nobody could.
+    if (Status status = origin_.allocate(at, part.length); !status.ok()) {
+      give_back();
+      return status;
+    }
+    if (!part.copied && !staged_->has(part.chunk)) {
+      // Its copy-out must not fail for want of space once the write is acknowledged.
+      Result<BlockNumber> block = store_->allocate_chunk();
+      if (!block.ok()) {
+        give_back();
+        return false;
+      }
+      part.reserved = block.value();
+    }
+    parts.push_back(part);
+    done += part.length;
+  }
+
+  RecordBatch batch;
+  const auto* data = static_cast<const std::byte*>(request.data) + (offset - request.offset);
+  for (const Part& part : parts) {
+    format::DataRecord record;
+    std::memset(&record, 0, sizeof record);
+    record.volume = kOriginVolume;
+    record.length_bytes = static_cast<uint32_t>(part.length);
+    record.generation = state.generation;
+    record.offset = part.chunk * chunk_bytes_ + part.start;
+    std::byte* payload = batch.add(format::RecordKind::DATA, sizeof record + part.length);
+    std::memcpy(payload, &record, sizeof record);
+    std::memcpy(payload + sizeof record, data, part.length);
+    data += part.length;
+  }
+
+  bool owes = false;
+  {
+    MutexLock append = store_->append_lock();
+    bool may = true;
+    for (Part& part : parts) {
+      bool fresh = false;
+      may = may && staged_->may_put(part.chunk, state.generation, fresh);
+      // Applied between the look above and here: what it needs is not known any more.
+      if (fresh && !part.copied && part.reserved == 0) may = false;
+    }
+    Result<std::vector<RecordPlace>> places =
+        may ? store_->append_staged(batch)
+            : Result<std::vector<RecordPlace>>(Status(Code::WOULD_BLOCK, "not now"));
+    if (!places.ok()) {
+      append.unlock();
+      give_back();
+      if (places.status().code() != Code::WOULD_BLOCK) return places.take_status();
+      return false;
+    }
+    data = static_cast<const std::byte*>(request.data) + (offset - request.offset);
+    for (size_t i = 0; i < parts.size(); i++) {
+      Part& part = parts[i];
+      const bool fresh = !staged_->has(part.chunk);
+      staged_->put(part.chunk, state.generation, part.start, data, part.length, places.value()[i],
+                   part.copied, part.reserved);
+      data += part.length;
+      owes = owes || (fresh && !part.copied);
+      if (fresh) part.reserved = 0;  // the table's now
+    }
+  }
+  give_back();
+  counters_.staged.fetch_add(1, std::memory_order_relaxed);
+  if (owes) {
+    MutexLock lock(pending_mutex_);
+    pending_wake_.notify_one();
+  }
+  if (staged_->bytes() * 2 >= staged_limit_bytes()) wake_applier();
+  return true;
+}
+
+// What a former term had staged and not applied: served from the table at once, applied behind.
+Status VolumeImpl::load_recovered() {
+  for (const RecoveredWrite& write : store_->take_recovered()) {
+    const uint64_t offset = write.record.offset;
+    const ChunkIndex chunk = chunk_of(offset);
+    bool fresh = false;
+    if (write.record.generation > store_->superblock().generation ||
+        !staged_->may_put(chunk, write.record.generation, fresh))
+      return Status(Code::CORRUPT, store_->device().name() + ": staged write " +
+                                       std::to_string(write.place.sequence) +
+                                       " is of an impossible generation");
+    BlockNumber reserved = 0;
+    if (fresh && !options_.look_only) {
+      // As when it was staged. Without, its copy-out waits for space.
+      Result<BlockNumber> block = store_->allocate_chunk();
+      if (block.ok()) reserved = block.value();
+    }
+    staged_->put(chunk, write.record.generation, offset % chunk_bytes_, write.data.data(),
+                 write.data.size(), write.place, false, reserved);
+  }
+  return Status();
+}
+
+}  // namespace csnap

@@ -1,0 +1,328 @@
+// Staged writes while nothing is copied out: the committer is held at its first read of the origin,
+// so that what is seen is seen from the journal and the table. Real threads, memory devices.
+#include <doctest/doctest.h>
+#include <pthread.h>
+
+#include <cstring>
+
+#include "base/sync.h"
+#include "testing/faulty_device.h"
+#include "volume/volume.h"
+
+namespace csnap {
+namespace {
+
+constexpr uint64_t kChunk = 16384;
+constexpr uint64_t kChunks = 16;
+constexpr uint64_t kBlock = 4096;
+using Bytes = std::vector<uint8_t>;
+
+// Holds the committer, and nobody else, at its reads.
+class HeldOrigin final : public Device {
+ public:
+  explicit HeldOrigin(Bytes bytes) : memory_("origin", std::move(bytes)) {}
+
+  uint64_t size_bytes() const override { return memory_.size_bytes(); }
+  const std::string& name() const override { return memory_.name(); }
+  Status read(uint64_t offset, void* data, size_t length) override {
+    char thread[16];
+    pthread_getname_np(pthread_self(), thread, sizeof thread);
+    if (std::strcmp(thread, "csnap-commit") == 0) {
+      MutexLock lock(mutex_);
+      while (held_) changed_.wait(lock);
+    }
+    return memory_.read(offset, data, length);
+  }
+  Status write(uint64_t offset, const void* data, size_t length) override {
+    return memory_.write(offset, data, length);
+  }
+  Status sync() override { return memory_.sync(); }
+  Status zero(uint64_t offset, uint64_t length, ZeroMode mode) override {
+    return memory_.zero(offset, length, mode);
+  }
+  Status discard(uint64_t offset, uint64_t length) override {
+    return memory_.discard(offset, length);
+  }
+
+  void hold(bool held) {
+    MutexLock lock(mutex_);
+    held_ = held;
+    changed_.notify_all();
+  }
+  const Bytes& bytes() { return memory_.bytes(); }
+
+ private:
+  MemoryDevice memory_;
+  Mutex mutex_;
+  CondVar changed_;
+  bool held_ = false;
+};
+
+// What a kill leaves.
+struct Image {
+  Bytes origin, store;
+};
+
+class Rig {
+ public:
+  explicit Rig(format::DurabilityMode durability = format::DurabilityMode::FLUSH)
+      : durability_(durability), origin(Bytes(kChunks * kChunk, 1)), store("store", 8 << 20) {
+    identity_.text = "test";
+    CreateOptions create;
+    create.volume_name = "vol";
+    create.origin = identity_;
+    create.origin_bytes = origin.size_bytes();
+    create.store_bytes = store.size_bytes();
+    create.chunk_bytes = kChunk;
+    REQUIRE(create_store(store, create).ok());
+    open();
+  }
+  Rig(const Image& image, format::DurabilityMode durability)
+      : durability_(durability), origin(image.origin), store("store", image.store) {
+    identity_.text = "test";
+    origin.hold(true);
+    open();
+  }
+  ~Rig() {
+    if (!volume) return;
+    origin.hold(false);
+    CHECK(volume->close().ok());
+  }
+
+  // As a kill would leave it; nothing may be under way.
+  Image image() { return {origin.bytes(), store.bytes()}; }
+
+  Status io(IoOp op, View& view, uint64_t offset, Bytes& data) {
+    IoRequest request;
+    request.op = op;
+    request.view = &view;
+    request.offset = offset;
+    request.length = data.size();
+    request.data = data.data();
+    return volume->run(request);
+  }
+  void write(uint64_t offset, uint64_t length, uint8_t value) {
+    Bytes data(length, value);
+    CHECK(io(IoOp::WRITE, *volume->open_origin(), offset, data).ok());
+  }
+  // The values at the starts of `count` blocks, and that each block is all of one.
+  Bytes blocks(const std::shared_ptr<View>& view, uint64_t offset, uint64_t count) {
+    Bytes data(count * kBlock), values;
+    CHECK(io(IoOp::READ, *view, offset, data).ok());
+    for (uint64_t i = 0; i < count; i++) {
+      const auto* block = data.data() + i * kBlock;
+      CHECK(std::memcmp(block, block + 1, kBlock - 1) == 0);
+      values.push_back(block[0]);
+    }
+    return values;
+  }
+  Bytes now(uint64_t offset, uint64_t count) {
+    return blocks(volume->open_origin(), offset, count);
+  }
+  std::shared_ptr<View> snapshot(const char* name) {
+    Result<SnapshotInfo> made = volume->create_snapshot(name, false, 0, {});
+    REQUIRE(made.ok());
+    return volume->open_snapshot(made.value().uuid).take();
+  }
+  std::vector<SnapshotInfo> live() {
+    std::vector<SnapshotInfo> found = volume->list_snapshots().take();
+    std::erase_if(
+        found, [](const SnapshotInfo& info) { return info.state != format::SnapshotState::LIVE; });
+    return found;
+  }
+  std::vector<ChunkIndex> diff(const Uuid& a, const Uuid& b) {
+    std::vector<ChunkIndex> chunks;
+    CHECK(volume
+              ->diff(a, b,
+                     [&](ChunkIndex first, uint64_t count) {
+                       for (uint64_t i = 0; i < count; i++) chunks.push_back(first + i);
+                       return true;
+                     })
+              .ok());
+    return chunks;
+  }
+  void check_clean() {
+    Result<CheckReport> report = volume->check(true, nullptr);
+    REQUIRE(report.ok());
+    CHECK(report.value().clean);
+    CHECK(report.value().lost_entries == 0);
+  }
+
+ private:
+  void open() {
+    VolumeOptions options;
+    options.origin = &origin;
+    options.store = &store;
+    options.identity = identity_;
+    options.durability = durability_;
+    Result<std::unique_ptr<Volume>> opened = Volume::open(std::move(options));
+    REQUIRE_MESSAGE(opened.ok(), opened.status().to_text());
+    volume = opened.take();
+  }
+
+  const format::DurabilityMode durability_;
+  OriginIdentity identity_;
+
+ public:
+  HeldOrigin origin;
+  MemoryDevice store;
+  std::unique_ptr<Volume> volume;
+};
+
+const format::DurabilityMode kModes[] = {format::DurabilityMode::FLUSH,
+                                         format::DurabilityMode::SYNC};
+
+TEST_CASE("staging: a first write is acknowledged before anything is copied out, and is seen") {
+  for (const auto mode : kModes) {
+    Rig rig(mode);
+    const auto a = rig.snapshot("a");
+    rig.origin.hold(true);
+    rig.write(0, kBlock, 2);
+    rig.write(2 * kBlock, kBlock, 3);
+    // Of two chunks.
+    rig.write(3 * kChunk - kBlock, 2 * kBlock, 4);
+    CHECK(rig.volume->info().staged_bytes > 0);
+    CHECK(rig.volume->info().copy_outs == 0);
+    CHECK(rig.origin.bytes() == Bytes(kChunks * kChunk, 1));
+    CHECK(rig.now(0, 4) == Bytes{2, 1, 3, 1});
+    CHECK(rig.now(3 * kChunk - 2 * kBlock, 4) == Bytes{1, 4, 4, 1});
+    CHECK(rig.blocks(a, 0, 4) == Bytes{1, 1, 1, 1});
+    CHECK(rig.diff(a->uuid, Uuid()) == std::vector<ChunkIndex>{0, 2, 3});
+    rig.origin.hold(false);
+    CHECK(rig.volume->checkpoint().ok());
+    CHECK(rig.volume->info().staged_bytes == 0);
+    CHECK(rig.volume->info().copy_outs == 3);
+    CHECK(rig.origin.bytes()[0] == 2);
+    CHECK(rig.now(0, 4) == Bytes{2, 1, 3, 1});
+    CHECK(rig.blocks(a, 0, 4) == Bytes{1, 1, 1, 1});
+    CHECK(rig.diff(a->uuid, Uuid()) == std::vector<ChunkIndex>{0, 2, 3});
+    rig.check_clean();
+  }
+}
+
+TEST_CASE("staging: a snapshot taken meanwhile holds what is staged, and a younger write waits") {
+  for (const auto mode : kModes) {
+    Rig rig(mode);
+    const auto a = rig.snapshot("a");
+    rig.origin.hold(true);
+    rig.write(0, kBlock, 2);
+    const auto b = rig.snapshot("b");
+    rig.write(kChunk, kBlock, 3);  // staged, as nothing else is of this chunk
+    // Of another generation than what is staged: it waits until that has left.
+    std::atomic<bool> done{false};
+    Thread late;
+    late.start("late", [&] {
+      rig.write(0, kBlock, 5);
+      done = true;
+    });
+    while (rig.volume->info().parked == 0) {
+    }
+    CHECK_FALSE(done);
+    CHECK(rig.now(0, 5) == Bytes{2, 1, 1, 1, 3});
+    CHECK(rig.blocks(a, 0, 5) == Bytes{1, 1, 1, 1, 1});
+    CHECK(rig.blocks(b, 0, 5) == Bytes{2, 1, 1, 1, 1});
+    CHECK(rig.diff(a->uuid, b->uuid) == std::vector<ChunkIndex>{0});
+    CHECK(rig.diff(b->uuid, Uuid()) == std::vector<ChunkIndex>{1});
+    rig.origin.hold(false);
+    late.join();
+    CHECK(rig.now(0, 5) == Bytes{5, 1, 1, 1, 3});
+    CHECK(rig.blocks(a, 0, 5) == Bytes{1, 1, 1, 1, 1});
+    CHECK(rig.blocks(b, 0, 5) == Bytes{2, 1, 1, 1, 1});
+    CHECK(rig.volume->checkpoint().ok());
+    CHECK(rig.diff(a->uuid, b->uuid) == std::vector<ChunkIndex>{0});
+    CHECK(rig.diff(b->uuid, Uuid()) == std::vector<ChunkIndex>{0, 1});
+    rig.check_clean();
+  }
+}
+
+TEST_CASE("staging: killed, opened, killed again: what was acknowledged is served at once (W8)") {
+  for (const auto mode : kModes) {
+    Image image;
+    Uuid a;
+    {
+      Rig rig(mode);
+      a = rig.snapshot("a")->uuid;
+      rig.origin.hold(true);
+      rig.write(0, kBlock, 2);
+      rig.write(kBlock, kBlock, 3);
+      rig.write(0, 512, 4);
+      image = rig.image();
+    }
+    for (int round = 0; round < 3; round++) {
+      Rig rig(image, mode);
+      CHECK_FALSE(rig.volume->info().clean);
+      CHECK(rig.volume->info().staged_bytes > 0);
+      CHECK(rig.origin.bytes() == Bytes(kChunks * kChunk, 1));
+      Bytes data(kBlock);
+      CHECK(rig.io(IoOp::READ, *rig.volume->open_origin(), 0, data).ok());
+      CHECK(data[0] == 4);
+      CHECK(data[511] == 4);
+      CHECK(data[512] == 2 + (round > 0));
+      CHECK(rig.now(kBlock, 1) == Bytes{3});
+      CHECK(rig.blocks(rig.volume->open_snapshot(a).take(), 0, 4) == Bytes{1, 1, 1, 1});
+      // Staged on top of what the former term left.
+      rig.write(512, kBlock - 512, 3);
+      image = rig.image();
+    }
+    Rig rig(image, mode);
+    rig.origin.hold(false);
+    CHECK(rig.volume->checkpoint().ok());
+    CHECK(rig.origin.bytes()[511] == 4);
+    CHECK(rig.origin.bytes()[512] == 3);
+    CHECK(rig.blocks(rig.volume->open_snapshot(a).take(), 0, 4) == Bytes{1, 1, 1, 1});
+    rig.check_clean();
+  }
+}
+
+TEST_CASE("staging: the journal half full and the table full, writes wait and get on") {
+  for (const auto mode : kModes) {
+    Rig rig(mode);
+    for (int round = 0; round < 20; round++) {
+      rig.snapshot(("s" + std::to_string(round)).c_str());
+      for (uint64_t at = 0; at < kChunks * kChunk; at += kBlock)
+        rig.write(at, kBlock, static_cast<uint8_t>(round + 2));
+      if (round > 3) CHECK(rig.volume->delete_snapshot(rig.live().at(0).uuid).ok());
+    }
+    CHECK(rig.volume->info().staged > 0);
+    CHECK(rig.now(0, kChunks * kChunk / kBlock) == Bytes(kChunks * kChunk / kBlock, 21));
+    for (const SnapshotInfo& info : rig.live()) {
+      const auto value = static_cast<uint8_t>(std::stoi(info.name.substr(1)) + 1);
+      CHECK(rig.blocks(rig.volume->open_snapshot(info.uuid).take(), 0, 8) == Bytes(8, value));
+    }
+    rig.check_clean();
+  }
+}
+
+TEST_CASE("staging: large writes among small ones, each in its place") {
+  Rig rig;
+  const auto a = rig.snapshot("a");
+  rig.origin.hold(true);
+  rig.write(kBlock, kBlock, 2);
+  std::atomic<int> done{0};
+  Thread large, later;
+  large.start("large", [&] {
+    rig.write(0, 2 * kChunk, 3);
+    done++;
+  });
+  while (rig.volume->info().parked == 0) {
+  }
+  // Behind it: the chunk takes no more, or the large write would wait for ever.
+  later.start("later", [&] {
+    rig.write(kBlock, kBlock, 4);
+    done++;
+  });
+  while (rig.volume->info().parked < 2) {
+  }
+  CHECK(done == 0);
+  rig.origin.hold(false);
+  large.join();
+  later.join();
+  const Bytes now = rig.now(0, 8);
+  CHECK((now[1] == 3 || now[1] == 4));
+  for (const size_t i : {0u, 2u, 3u, 4u, 5u, 6u, 7u}) CHECK(now[i] == 3);
+  CHECK(rig.blocks(a, 0, 8) == Bytes(8, 1));
+  rig.check_clean();
+}
+
+}  // namespace
+}  // namespace csnap
