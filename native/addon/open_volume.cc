@@ -16,7 +16,9 @@ Result<std::shared_ptr<OpenVolume>> OpenVolume::open(const OpenVolumeOptions& op
   FileDeviceOptions device;
   device.read_only = options.look_only;
   device.direct = options.direct;
+  device.uncached_writes = true;
   CSNAP_TRY_ASSIGN(self->store_, FileDevice::open(options.store_path, device));
+  device.uncached_writes = false;
   device.small_folios = true;
   CSNAP_TRY_ASSIGN(self->origin_, FileDevice::open(options.origin_path, device));
   if (options.reservation)  // V2

@@ -12,8 +12,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 
+#include "base/gate.h"
 #include "base/status.h"
 
 namespace csnap {
@@ -26,6 +28,12 @@ enum class ZeroMode {
 struct DeviceExtent {
   uint64_t length_bytes;  // > 0
   bool hole;              // unallocated; reads as zeros
+};
+
+struct DeviceWrite {
+  uint64_t offset;
+  const void* data;
+  size_t length;
 };
 
 class Device {
@@ -46,6 +54,20 @@ class Device {
   }
   // Writes exactly `length` bytes. Errors: IO_ERROR, NO_SPACE, SHORT_IO.
   virtual Status write(uint64_t offset, const void* data, size_t length) = 0;
+  // Several, in no order, of data that nobody reads soon: past the page cache where that is
+  // possible. Of whole blocks of 4 KiB in memory on 4 KiB boundaries, that nobody writes in another
+  // way at the same time. When it returns none is under way; after an error each may have happened.
+  // `gate`, which may be null, is asked before each is issued: FENCED where it is closed (F2).
+  virtual Status write_uncached(std::span<const DeviceWrite> writes, Gate* gate) {
+    for (const DeviceWrite& one : writes) {
+      if (gate != nullptr && !gate->admit()) return Status(Code::FENCED, name());
+      CSNAP_TRY(write(one.offset, one.data, one.length));
+    }
+    return {};
+  }
+  // Writes of multiples of this, at multiples of it, leave what is beside them alone whatever
+  // happens to them, and need nothing read before.
+  virtual uint64_t write_unit_bytes() const { return 512; }
   // Everything written before the call is on stable storage. Errors: IO_ERROR, NO_SPACE.
   virtual Status sync() = 0;
   // The range reads as zeros afterwards. NOT_SUPPORTED: the caller writes zeros itself.

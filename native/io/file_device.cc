@@ -47,6 +47,7 @@ Result<std::unique_ptr<FileDevice>> FileDevice::open(const std::string& path,
     CSNAP_TRY(device->go_direct());
   else if (options.small_folios)
     posix_fadvise(device->fd(), 0, 0, POSIX_FADV_RANDOM);
+  if (options.uncached_writes && !options.read_only) device->prepare_uncached_writes();
   return device;
 }
 
@@ -152,6 +153,22 @@ Status FileDevice::go_direct() {
   return empty_page_cache(fd(), path_);
 }
 
+// On a second descriptor of the same object. Where that can't be had, writes are cached ones.
+void FileDevice::prepare_uncached_writes() {
+  int direct = fd();
+  if (!direct_) {
+    const std::string self = "/proc/self/fd/" + std::to_string(fd());
+    uncached_fd_ = UniqueFd(::open(self.c_str(), O_CLOEXEC | O_RDWR | O_DIRECT));
+    if (!uncached_fd_) return;
+    direct = uncached_fd_.get();
+    const auto probe = DirectIo::make(direct, path_, size_bytes_);
+    if (!probe.ok() || probe.value()->alignment().unit_bytes > kBlockBytes) return;
+  } else if (direct_->alignment().unit_bytes > kBlockBytes) {
+    return;
+  }
+  uncached_ = AioWriter::make(direct, path_);
+}
+
 bool same_object(const std::string& path, const std::string& other) {
   struct stat first;
   struct stat second;
@@ -212,6 +229,17 @@ Status FileDevice::write(uint64_t offset, const void* data, size_t length) {
     done += static_cast<size_t>(n);
   }
   return Status();
+}
+
+Status FileDevice::write_uncached(std::span<const DeviceWrite> writes, Gate* gate) {
+  const auto is_whole = [this](const DeviceWrite& one) {
+    return one.offset % kBlockBytes == 0 && one.length % kBlockBytes == 0 &&
+           reinterpret_cast<uintptr_t>(one.data) % kBlockBytes == 0 &&
+           one.offset + one.length <= size_bytes_;
+  };
+  if (uncached_ && std::all_of(writes.begin(), writes.end(), is_whole))
+    return uncached_->write(writes, gate);
+  return Device::write_uncached(writes, gate);
 }
 
 // FD3. A ticket taken while a sync runs is served by the next one: the running one may have begun

@@ -11,6 +11,9 @@
 //  FD4  Opened `direct`, nothing passes through this host's page cache, and what it held of the
 //      object from before is written back and let go at open. Whoever writes the object meanwhile
 //      has to be direct too; FD1 keeps all others of this machine out.
+//  FD5  write_uncached() of a device that is not direct keeps the page cache coherent: the kernel
+//      writes back and drops what it holds of the range, before the write and after it. A sync()
+//      covers such writes like others.
 #pragma once
 
 #include <atomic>
@@ -18,6 +21,7 @@
 #include <memory>
 
 #include "base/sync.h"
+#include "io/aio_writer.h"
 #include "io/device.h"
 #include "io/direct_io.h"
 #include "io/unique_fd.h"
@@ -31,6 +35,9 @@ struct FileDeviceOptions {
   // into a large folio costs several times as much. For origins.
   bool small_folios = false;
   bool direct = false;  // FD4
+  // write_uncached() passes the page cache by, where the file system or device can do that. For
+  // snapshot stores.
+  bool uncached_writes = false;
 };
 
 class FileDevice final : public Device {
@@ -47,6 +54,8 @@ class FileDevice final : public Device {
   Status read(uint64_t offset, void* data, size_t length) override;
   bool read_nowait(uint64_t offset, void* data, size_t length) override;
   Status write(uint64_t offset, const void* data, size_t length) override;
+  Status write_uncached(std::span<const DeviceWrite> writes, Gate* gate) override;
+  uint64_t write_unit_bytes() const override { return direct_ ? 4096 : 512; }
   Status sync() override;
   Status zero(uint64_t offset, uint64_t length, ZeroMode mode) override;
   Status discard(uint64_t offset, uint64_t length) override;
@@ -67,6 +76,7 @@ class FileDevice final : public Device {
   Status lock_backing_file(dev_t device, bool exclusive);
   Status measure();
   Status go_direct();
+  void prepare_uncached_writes();
   Status busy();
   Status error(const char* verb, uint64_t offset, uint64_t length, int error_number) const;
   std::unique_ptr<WriteClaim> claim(uint64_t offset, uint64_t length);
@@ -79,6 +89,8 @@ class FileDevice final : public Device {
   UniqueFd fd_;
   UniqueFd backing_fd_;  // of a loop device: holds the lock on its file
   std::unique_ptr<DirectIo> direct_;
+  UniqueFd uncached_fd_;
+  std::unique_ptr<AioWriter> uncached_;  // null: write_uncached() is write()
   bool is_block_ = false;
   bool small_folios_ = false;
   uint64_t size_bytes_ = 0;

@@ -25,6 +25,14 @@ Status GatedDevice::write(uint64_t offset, const void* data, size_t length) {
   return completed(below_.write(offset, data, length), false);
 }
 
+Status GatedDevice::write_uncached(std::span<const DeviceWrite> writes, Gate*) {
+  if (!gate_.admit()) return refuse();
+  Status status = below_.write_uncached(writes, &gate_);
+  // The gate's own refusal says why in its own words.
+  if (status.code() == Code::FENCED && !gate_.admit()) return refuse();
+  return completed(std::move(status), false);
+}
+
 Status GatedDevice::sync() {
   if (!gate_.admit()) return refuse();
   return completed(below_.sync(), true);

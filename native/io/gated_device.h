@@ -36,6 +36,8 @@ class GatedDevice final : public Device {
     return below_.read_nowait(offset, data, length);
   }
   Status write(uint64_t offset, const void* data, size_t length) override;
+  Status write_uncached(std::span<const DeviceWrite> writes, Gate* gate) override;
+  uint64_t write_unit_bytes() const override { return below_.write_unit_bytes(); }
   Status sync() override;
   Status zero(uint64_t offset, uint64_t length, ZeroMode mode) override;
   Status discard(uint64_t offset, uint64_t length) override;

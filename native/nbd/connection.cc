@@ -5,11 +5,13 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <chrono>
 
 namespace csnap::nbd {
 
@@ -208,14 +210,37 @@ void Connection::receive_or_wait() {
   if (phase_ == Phase::CUT) return wait(false, false);
   const bool want_in = phase_ == Phase::OPEN && !blocked_;
   const bool want_out = !outbox_.empty();
+  if (begun_since_receive_ > 0)
+    singles_in_a_row_ = begun_since_receive_ == 1 ? singles_in_a_row_ + 1 : 0;
   // Slots that came free by sending let dispatch() go on first.
   if (blocked_ && freed_some_) return;
   // After a single request the client most likely waits for its answer: then polling at once spares
   // a receive that finds nothing.
   if (want_in && (readable_ || begun_since_receive_ > 1) && receive()) return;
   if (phase_ == Phase::CUT) return;
+  if (want_in && !want_out && singles_in_a_row_ >= kSinglesToSpin && spin()) return;
   if (want_out || (want_in && receiving_ != nullptr)) budget_.stalled(*this);
   wait(want_in, want_out);
+}
+
+// Looks for the next request for a moment before the thread goes to sleep: a client that sends one
+// when it has the answer to the last is back sooner than a halted core is woken. Given up, but for
+// a try now and then, where that is in vain: the client takes its time, or needs this core. False:
+// nothing came.
+bool Connection::spin() {
+  if (spin_credit_ == 0 && ++waits_since_spin_ < kWaitsPerSpinTry) return false;
+  waits_since_spin_ = 0;
+  const auto end = std::chrono::steady_clock::now() + kSpinTime;
+  do {
+    // The client may be waiting for this core.
+    sched_yield();
+    if (attention_.load(std::memory_order_relaxed) || receive()) {
+      spin_credit_ = std::min(spin_credit_ + 1, kSpinCreditMax);
+      return true;
+    }
+  } while (std::chrono::steady_clock::now() < end);
+  spin_credit_ /= 2;
+  return false;
 }
 
 // False: nothing there.

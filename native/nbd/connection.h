@@ -18,6 +18,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -83,6 +84,10 @@ class Connection final : private PayloadBudget::Member {
   static constexpr int kLingerMs = 1000;
   static constexpr int kBudgetPollMs = 1000;
   static constexpr int kIdleTrimMs = 2000;
+  static constexpr std::chrono::microseconds kSpinTime{50};
+  static constexpr int kSpinCreditMax = 16;
+  static constexpr int kWaitsPerSpinTry = 64;
+  static constexpr int kSinglesToSpin = 8;
   static_assert(kHeldBytesMax >= kPayloadBytesMax);
 
   // A request from header to answer.
@@ -116,6 +121,7 @@ class Connection final : private PayloadBudget::Member {
   void flush();
   void receive_or_wait();
   bool receive();
+  bool spin();
   void wait(bool want_in, bool want_out);
   bool admitted();
   void close_socket();
@@ -166,6 +172,9 @@ class Connection final : private PayloadBudget::Member {
   bool waits_for_budget_ = false;
   bool readable_ = true;  // the socket may hold more
   size_t begun_since_receive_ = 0;
+  int spin_credit_ = kSpinCreditMax;  // grows with every spin that was worth it
+  int waits_since_spin_ = 0;
+  int singles_in_a_row_ = 0;  // receives that brought one request
   bool socket_full_ = false;
   uint64_t reported_ms_ = 0;
   uint64_t unreported_ = 0;

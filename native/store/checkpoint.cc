@@ -10,7 +10,7 @@ using format::Superblock;
 
 bool Store::wants_checkpoint() {
   MutexLock lock(transaction_);
-  return !failed() && (journal_used_bytes() * 2 >= superblock_.journal_bytes ||
+  return !failed() && (journal_used_bytes() * 4 >= superblock_.journal_bytes ||
                        fresh_.size() * 2 >= dirty_limit());
 }
 

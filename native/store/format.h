@@ -283,7 +283,8 @@ enum class RecordKind : uint16_t {
 };
 constexpr uint32_t kRecordMagic = 0x6e6a7363;  // "csjn"
 constexpr uint64_t kRecordAlignBytes = 8;
-constexpr uint64_t kAppendAlignBytes = 4096;
+constexpr uint64_t kAppendAlignBytes = 512;
+constexpr uint64_t kAppendUnitBytesMax = 4096;
 
 struct RecordHeader {
   le32 magic;

@@ -8,6 +8,7 @@
 namespace csnap {
 
 using format::kAppendAlignBytes;
+using format::kAppendUnitBytesMax;
 using format::kRecordAlignBytes;
 using format::RecordHeader;
 
@@ -128,7 +129,7 @@ Result<JournalEnd> Journal::scan(uint64_t tail_position, Sequence tail_sequence,
     end.next_sequence++;
     end.records++;
     position = at + round_up(length, kRecordAlignBytes);
-    end.position = round_up(position, kAppendAlignBytes);
+    end.position = round_up(position, unit_bytes_);
     return true;
   };
 
@@ -136,14 +137,16 @@ Result<JournalEnd> Journal::scan(uint64_t tail_position, Sequence tail_sequence,
     Status failure;
     if (take(position, failure)) continue;
     if (!failure.ok()) return failure;
-    const uint64_t next_append = round_up(position, kAppendAlignBytes);
-    if (next_append != position && take(next_append, failure)) continue;
-    if (!failure.ok()) return failure;
-    // The appender skips the rest of the ring where an append would cross its end.
-    const uint64_t ring_start = round_up(next_append, bytes_);
-    if (ring_start != next_append && take(ring_start, failure)) continue;
-    if (!failure.ok()) return failure;
-    return end;
+    // Another term's device may have had another unit. And the appender skips the rest of the ring
+    // where an append would cross its end.
+    bool taken = false;
+    for (uint64_t unit : {kAppendAlignBytes, kAppendUnitBytesMax, bytes_}) {
+      const uint64_t next = round_up(position, unit);
+      taken = next != position && take(next, failure);
+      if (!failure.ok()) return failure;
+      if (taken) break;
+    }
+    if (!taken) return end;
   }
 }
 
@@ -185,7 +188,7 @@ void Journal::start_term(const EpochTermInfo& term, uint64_t tail_position, cons
   CSNAP_RULE(W5, term.first_sequence == end.next_sequence);
   term_ = term;
   tail_ = tail_position;
-  head_ = end.position;
+  head_ = round_up(end.position, unit_bytes_);
   next_sequence_ = end.next_sequence;
 }
 
@@ -201,7 +204,7 @@ bool Journal::fits(uint64_t append_bytes, uint64_t reserve_bytes) const {
 Result<Sequence> Journal::append(RecordBatch& batch, Sequence confirmed,
                                  uint64_t superblock_sequence) {
   CSNAP_ASSERT(!batch.empty());
-  const uint64_t length = batch.append_bytes();
+  const uint64_t length = append_bytes(batch);
   CSNAP_RULE(W4, fits(length, 0));
   batch.bytes_.resize(length);
   Sequence sequence = next_sequence_;

@@ -1,9 +1,10 @@
 // The journal: a ring of records in the store, with one appender. Callers: Store only.
 //
 // Positions are byte counts since the store was made; the place in the ring is position % size.
-// Records are 8-byte aligned; every append starts at a 4 KiB boundary and is zero padded to one, so
-// that a torn write never touches an earlier append. An append never crosses the end of the ring:
-// where it would, the rest of the ring is skipped.
+// Records are 8-byte aligned; every append starts at a sector (or at whatever larger unit the
+// device writes without touching what is beside it) and is zero padded to one, so that a torn write
+// never touches an earlier append. An append never crosses the end of the ring: where it would, the
+// rest of the ring is skipped.
 //
 // Invariants
 //  J1  Sequences are dense: the record after sequence n has n + 1, whatever term wrote it.
@@ -76,8 +77,6 @@ class RecordBatch {
     return sizeof(format::EntryList) + count * sizeof(format::IndexEntry);
   }
   bool empty() const { return offsets_.empty(); }
-  // Bytes the append takes, padding included.
-  uint64_t append_bytes() const { return round_up(bytes_.size(), format::kAppendAlignBytes); }
   size_t record_count() const { return offsets_.size(); }
   // Where a record starts within the append.
   uint64_t offset(size_t record) const { return offsets_[record]; }
@@ -90,7 +89,10 @@ class RecordBatch {
 
 class Journal {
  public:
-  Journal(Device& store, uint64_t bytes) : store_(store), bytes_(bytes) {}
+  Journal(Device& store, uint64_t bytes)
+      : store_(store),
+        bytes_(bytes),
+        unit_bytes_(std::max(format::kAppendAlignBytes, store.write_unit_bytes())) {}
 
   // Calls `record` for each valid record from the tail on, in order, and returns where they end.
   // Errors: IO_ERROR, and whatever `record` returns.
@@ -109,6 +111,12 @@ class Journal {
   // From here on append() writes records of this term.
   void start_term(const EpochTermInfo& term, uint64_t tail_position, const JournalEnd& end);
 
+  // Appends begin and end at multiples of this.
+  uint64_t append_unit_bytes() const { return unit_bytes_; }
+  // Bytes the append takes, padding included.
+  uint64_t append_bytes(const RecordBatch& batch) const {
+    return round_up(batch.bytes_.size(), unit_bytes_);
+  }
   // Whether an append of this size fits, leaving `reserve_bytes`.
   bool fits(uint64_t append_bytes, uint64_t reserve_bytes) const;
   // Writes the batch (not synced). It must fit. Returns the sequence of its last record.
@@ -131,6 +139,7 @@ class Journal {
 
   Device& store_;
   const uint64_t bytes_;
+  const uint64_t unit_bytes_;
   EpochTermInfo term_{};
   uint64_t tail_ = 0;
   uint64_t head_ = 0;

@@ -354,7 +354,7 @@ Status Recovery::write_findings() {
   }
   for (const format::DeleteRecord& record : deletes_) batch.add_struct(RecordKind::DELETE, record);
   if (batch.empty()) return Status();
-  if (!store.journal_->fits(batch.append_bytes(), 0)) {
+  if (!store.journal_->fits(store.journal_->append_bytes(batch), 0)) {
     checkpoint_due_ = true;
     return Status();
   }

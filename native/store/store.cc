@@ -85,11 +85,11 @@ uint64_t Store::journal_reserve(Priority priority) const {
   switch (priority) {
     case Priority::DATA:
     case Priority::COPY:
-      return std::max(size / 4, 6 * format::kAppendAlignBytes);
+      return std::max(size / 4, 6 * kBlockBytes);
     case Priority::RESERVED:
-      return std::max(size / 8, 4 * format::kAppendAlignBytes);
+      return std::max(size / 8, 4 * kBlockBytes);
     case Priority::APPLIED:
-      return std::max(size / 16, 2 * format::kAppendAlignBytes);
+      return std::max(size / 16, 2 * kBlockBytes);
     case Priority::STAGED:
       break;
   }
@@ -109,7 +109,7 @@ Result<Store::Transaction> Store::begin(Priority priority, uint64_t record_bytes
   const uint64_t append_bytes =
       round_up(record_bytes + 2 * sizeof(format::RecordHeader) + sizeof(format::CheckpointRecord) +
                    format::kRecordAlignBytes,
-               format::kAppendAlignBytes);
+               journal_->append_unit_bytes());
   const bool is_data = priority == Priority::DATA || priority == Priority::COPY;
   for (int full = 0, attempt = 0;; attempt++) {
     bool journal_full = false;
@@ -215,9 +215,9 @@ Status Store::confirm(Sequence upto) {
 
 Result<std::vector<RecordPlace>> Store::append_staged(RecordBatch& batch) {
   if (failed()) return failure();
-  if (!journal_->fits(batch.append_bytes(), journal_->size_bytes() / 2))
+  const uint64_t bytes = journal_->append_bytes(batch);
+  if (!journal_->fits(bytes, journal_->size_bytes() / 2))
     return Status(Code::WOULD_BLOCK, device_.name() + ": the journal is half full");
-  const uint64_t bytes = batch.append_bytes();
   const size_t count = batch.record_count();
   Result<Sequence> last = journal_->append(batch, confirmed_, sequence_in_use_);
   if (!last.ok()) {
@@ -259,7 +259,7 @@ Status Store::commit_applied(const std::vector<ChunkIndex>& chunks, Sequence upt
   Result<Sequence> last = Sequence{0};
   {
     MutexLock lock(append_);
-    if (!journal_->fits(batch.append_bytes(),
+    if (!journal_->fits(journal_->append_bytes(batch),
                         std::max(promised_bytes_, journal_reserve(Priority::APPLIED))))
       return Status(Code::NO_SPACE, device_.name() + ": the journal is full");
     last = journal_->append(batch, confirmed_, sequence_in_use_);

@@ -5,6 +5,7 @@
 //  W2  Only chunks are applied whose copy-out is durable or that are owed to nobody.
 //  W8  A chunk leaves the table only after the record that keeps replay from undoing later writes.
 #include <algorithm>
+#include <cstring>
 
 #include "volume/volume_impl.h"
 
@@ -72,21 +73,18 @@ Result<bool> VolumeImpl::apply_round(bool all) {
   Sequence upto = 0;
   std::vector<ChunkIndex> chunks;
   for (const StagedTable::Content& content : contents) {
-    for (const StagedTable::Run& run : content.runs) {
-      Status status =
-          origin_.write(content.chunk * chunk_bytes_ + run.start, run.data.data(), run.data.size());
-      if (status.code() == Code::NO_SPACE) {
-        emit(VolumeEvent::Kind::ORIGIN_FULL, nullptr,
-             origin_.name() +
-                 ": no room for acknowledged writes, which stay in the snapshot "
-                 "store until there is: make room on its file system",
-             Code::NO_SPACE);
-        return status;
-      }
-      if (!status.ok()) {
-        fail(status, false);
-        return store_->failure();
-      }
+    Status status = put_in_place(content);
+    if (status.code() == Code::NO_SPACE) {
+      emit(VolumeEvent::Kind::ORIGIN_FULL, nullptr,
+           origin_.name() +
+               ": no room for acknowledged writes, which stay in the snapshot "
+               "store until there is: make room on its file system",
+           Code::NO_SPACE);
+      return status;
+    }
+    if (!status.ok()) {
+      fail(status, false);
+      return store_->failure();
     }
     upto = std::max(upto, content.last);
     chunks.push_back(content.chunk);
@@ -116,9 +114,31 @@ Result<bool> VolumeImpl::apply_round(bool all) {
   return true;
 }
 
+// Pieces that touch go in one write.
+Status VolumeImpl::put_in_place(const StagedTable::Content& content) {
+  const std::vector<StagedTable::Piece>& pieces = content.pieces;
+  const uint64_t base = content.chunk * chunk_bytes_;
+  for (size_t first = 0, end; first < pieces.size(); first = end) {
+    const uint64_t start = pieces[first].at;
+    uint64_t stop = start + pieces[first].length;
+    for (end = first + 1; end < pieces.size() && pieces[end].at == stop; end++)
+      stop += pieces[end].length;
+    const std::byte* data = pieces[first].data;
+    if (end > first + 1) {
+      apply_buffer_.resize(chunk_bytes_);
+      for (size_t i = first; i < end; i++)
+        std::memcpy(apply_buffer_.data() + (pieces[i].at - start), pieces[i].data,
+                    pieces[i].length);
+      data = apply_buffer_.data();
+    }
+    CSNAP_TRY(origin_.write(base + start, data, stop - start));
+  }
+  return Status();
+}
+
 // Requests that waited for these chunks to leave the table try again, or fail: where they can't
 // leave, what is acknowledged stays in the journal, and what is not need not wait for it.
-void VolumeImpl::release_applied(const std::vector<ChunkIndex>& chunks, const Status& status) {
+void VolumeImpl::release_applied(std::span<const ChunkIndex> chunks, const Status& status) {
   std::vector<IoRequest*> ready;
   {
     MutexLock lock(pending_mutex_);
@@ -155,6 +175,11 @@ void VolumeImpl::apply_staged() {
 // Waits until nothing is staged, as long as that gets on, and moves the tail.
 Status VolumeImpl::drain() {
   constexpr int kIdleMax = 40;
+  const Hurry hurry(copy_hurry_);
+  {
+    MutexLock lock(pending_mutex_);
+    pending_wake_.notify_one();
+  }
   for (int idle = 0; staged_->any() && !store_->failed() && idle < kIdleMax;) {
     const uint64_t applied = counters_.applied.load();
     const uint64_t owed = staged_->owed_count();

@@ -3,25 +3,15 @@
 //
 //  W2  A group's waiters go on only after that sync; its bits are set only then.
 #include <algorithm>
-#include <cstring>
 
-#include "base/crc32c.h"
 #include "volume/volume_impl.h"
 
 namespace csnap {
 namespace {
 
-bool is_all_zero(const std::byte* data, size_t length) {
-  // The first word is zero and every byte equals the one 8 before it.
-  uint64_t first;
-  if (length < sizeof first) return false;
-  std::memcpy(&first, data, sizeof first);
-  return first == 0 && std::memcmp(data, data + sizeof first, length - sizeof first) == 0;
-}
-
 constexpr uint64_t kHeldRetryMs = 1000;
-// Of a chunk of the origin that can't be read, before it counts as lost.
-constexpr int kReadTries = 10;
+// So long what is staged waits for more that can share its sync.
+constexpr uint64_t kGatherMs = 20;
 // So many records at least leave the journal for the two that a group of staged chunks takes.
 constexpr uint32_t kPressedGroup = 32;
 
@@ -44,6 +34,8 @@ void VolumeImpl::commit_loop() {
       held = false;
       continue;
     }
+    if (pending_.empty() && !is_copying_urgent() && pending_wake_.wait_for(lock, kGatherMs))
+      continue;
     // An elevator over the origin: on from the last group's end, then from the start. What is
     // staged and what is waited for take turns.
     if (owes && (pending_.empty() || !staged_turn)) {
@@ -74,12 +66,19 @@ void VolumeImpl::commit_loop() {
   }
 }
 
+// Whether what is staged is to be copied out now: enough for a group, or somebody waits for it.
+bool VolumeImpl::is_copying_urgent() {
+  return committer_stop_ || staged_->owed_count() >= group_slots_ || staged_->awaited() ||
+         copy_hurry_.load() > 0;
+}
+
 // The journal is too full for a transaction: what is staged has to leave it. For any thread but the
 // committer, holding no lock.
 void VolumeImpl::relieve_journal() {
   constexpr int kTries = 20;
   constexpr uint64_t kTryMs = 10;
   {
+    const Hurry hurry(copy_hurry_);
     MutexLock lock(pending_mutex_);
     const uint64_t before = staged_->owed_count();
     for (int tries = 0; tries < kTries && before > 0 && staged_->owed_count() >= before; tries++) {
@@ -102,14 +101,11 @@ void VolumeImpl::copy_out_staged() {
 // Copies what is needed of `chunks` and releases all their waiters, in as many goes as journal and
 // store allow. `staged`: they are the staged table's, whose writes are acknowledged: they can't
 // fail, only wait; false then: there is no room for now.
-bool VolumeImpl::commit_group(const std::vector<ChunkIndex>& chunks, bool staged) {
-  std::vector<std::byte> buffer(chunk_bytes_);
-  size_t next = 0;
+bool VolumeImpl::commit_group(std::span<const ChunkIndex> chunks, bool staged) {
   bool held = false;
-  while (next < chunks.size()) {
+  while (!chunks.empty()) {
     if (store_->failed()) {
-      release_waiters({chunks.begin() + static_cast<ptrdiff_t>(next), chunks.end()},
-                      store_->failure());
+      release_waiters(chunks, store_->failure());
       return true;
     }
     const uint64_t progress = space_progress();
@@ -120,79 +116,18 @@ bool VolumeImpl::commit_group(const std::vector<ChunkIndex>& chunks, bool staged
       MutexLock lock = store_->lock();
       state = generation_state();
     }
-    const size_t limit = std::min<uint64_t>(chunks.size(), next + store_->changes_max());
-    std::vector<CopyOut> group;
-    std::vector<ChunkIndex> done;
-    Status status;
+    CopyGroup group;
+    const uint64_t limit = std::min<uint64_t>(store_->changes_max(), group_slots_);
+    Status status = choose(chunks.first(std::min(chunks.size(), limit)), *state, staged, group);
     bool full = false;
-    size_t taken = next;
-    for (; taken < limit && status.ok() && !full; taken++) {
-      const ChunkIndex chunk = chunks[taken];
-      const Generation newest = state->newest_live.load();
-      if (const std::optional<StagedTable::Owed> owed = staged_->owed(chunk)) {
-        // Staged after a snapshot that this state knows nothing of: the next round's does (W7).
-        if (owed->generation > state->generation) break;
-        // Owed to nobody younger than what is staged; record_group() looks closer.
-        if (newest == 0) {
-          settle_staged(chunk);
-        } else {
-          CopyOut copy;
-          copy.reserved = owed->reserved;
-          status = copy_out(chunk, buffer, copy);
-          full = status.code() == Code::NO_SPACE && !copy.held;
-          if (full) {
-            status = Status();
-            break;
-          }
-          if (!status.ok()) {
-            // What is staged stays so, and is tried again; who waits for it gets the error.
-            emit(VolumeEvent::Kind::STORE_FULL, nullptr, status.message());
-            release_waiters({chunk}, status);
-            release_applied({chunk}, status);
-            status = Status();
-            held = true;
-            continue;
-          }
-          group.push_back(copy);
-        }
-        done.push_back(chunk);
-        continue;
-      }
-      if (staged || staged_->has(chunk)) {
-        // Copied out already: whoever waits finds out that it has to wait for the applier.
-        done.push_back(chunk);
-        continue;
-      }
-      if (newest != 0 && !state->copied_bits.test(chunk)) {
-        Result<std::optional<Entry>> found = lookup(chunk, newest);
-        if (!found.ok()) {
-          fail(found.status(), false);
-          status = store_->failure();
-          break;
-        }
-        if (!found.value()) {
-          CopyOut copy;
-          status = copy_out(chunk, buffer, copy);
-          full = status.code() == Code::NO_SPACE && !copy.held;
-          if (full) {
-            status = Status();
-            break;
-          }
-          if (!status.ok()) {
-            // This chunk's waiters get the error; the others go on.
-            release_waiters({chunk}, status);
-            status = Status();
-            continue;
-          }
-          group.push_back(copy);
-        } else {
-          state->copied_bits.set(chunk);
-        }
-      }
-      done.push_back(chunk);
+    if (status.ok() && !group.copies.empty()) {
+      copy_group(group);
+      full = group.placed < group.copies.size();
+      if (full) group.cut_at(group.copies[group.placed].at);
+      held = drop_failed(group) || held;
+      if (!group.copies.empty()) status = record_group(group.copies, *state, staged);
     }
-    if (status.ok() && !group.empty()) status = record_group(group, *state, staged);
-    for (const CopyOut& copy : group) give_up(copy);
+    for (CopyOut& copy : group.copies) give_up(copy);
     if (status.code() == Code::WOULD_BLOCK) {
       copy_out_staged();
       apply_staged();
@@ -202,14 +137,13 @@ bool VolumeImpl::commit_group(const std::vector<ChunkIndex>& chunks, bool staged
       full = true;
       status = Status();
       // Nothing was recorded: all of this round is still to do.
-      taken = next;
-      done.clear();
+      group.taken = 0;
     }
-    release_waiters(done, status);
+    release_waiters(group.taken == 0 ? std::span<const ChunkIndex>() : group.done, status);
     look_at_water();
-    next = taken;
+    chunks = chunks.subspan(group.taken);
     if (!status.ok()) {
-      release_waiters({chunks.begin() + static_cast<ptrdiff_t>(next), chunks.end()}, status);
+      release_waiters(chunks, status);
       return true;
     }
     // The reclaimer needs journal that staged writes may hold, and nobody else copies them out.
@@ -217,73 +151,79 @@ bool VolumeImpl::commit_group(const std::vector<ChunkIndex>& chunks, bool staged
       copy_out_staged();
       apply_staged();
     }
-    if (full && next < chunks.size() && !wait_for_space(progress)) {
+    if (full && !chunks.empty() && !wait_for_space(progress)) {
       if (store_->failed()) continue;  // no lack of space, then
-      const std::vector<ChunkIndex> rest(chunks.begin() + static_cast<ptrdiff_t>(next),
-                                         chunks.end());
       const Status why(Code::NO_SPACE,
                        store_->device().name() + ": the snapshot store is full; delete snapshots");
-      release_applied(rest, why);
+      release_applied(chunks, why);
       if (staged) {
         emit(VolumeEvent::Kind::STORE_FULL, nullptr,
              why.message() + ": acknowledged writes wait in its journal");
         return false;
       }
       emit(VolumeEvent::Kind::STORE_FULL, nullptr, why.message());
-      release_waiters(rest, why);
+      release_waiters(chunks, why);
       return true;
     }
   }
   return !held;
 }
 
-// Of a group that is over: a store chunk that was taken for nothing.
-void VolumeImpl::give_up(const CopyOut& copy) {
-  if (copy.held) store_->abandon_chunk(copy.entry.location.block());
+// Which of `chunks` need copying, and which are done without. Errors: the volume has failed.
+Status VolumeImpl::choose(std::span<const ChunkIndex> chunks, GenerationState& state, bool staged,
+                          CopyGroup& group) {
+  for (const ChunkIndex chunk : chunks) {
+    const Generation newest = state.newest_live.load();
+    bool copies = false;
+    if (const std::optional<StagedTable::Owed> owed = staged_->owed(chunk)) {
+      // Staged after a snapshot that this state knows nothing of: the next round's does (W7).
+      if (owed->generation > state.generation) break;
+      // Owed to nobody younger than what is staged; record_group() looks closer.
+      copies = newest != 0;
+      if (!copies) settle_staged(chunk);
+    } else if (!staged && !staged_->has(chunk) && newest != 0 && !state.copied_bits.test(chunk)) {
+      // What is staged was copied out: whoever waits finds out that it has to wait for the applier.
+      Result<std::optional<Entry>> found = lookup(chunk, newest);
+      if (!found.ok()) {
+        fail(found.status(), false);
+        return store_->failure();
+      }
+      copies = !found.value();
+      if (!copies) state.copied_bits.set(chunk);
+    }
+    if (copies) {
+      CopyOut& copy = group.copies.emplace_back();
+      copy.entry.key = {kOriginVolume, chunk, 0};  // the generation is set when it is recorded
+      copy.at = group.taken;
+    }
+    group.done.push_back(chunk);
+    group.taken++;
+  }
+  return Status();
+}
+
+// Takes those out that could not be copied and tells who waits for them. True: one of them is
+// staged, stays so, and is to be tried again.
+bool VolumeImpl::drop_failed(CopyGroup& group) {
+  bool held = false;
+  const auto failed = [&](const CopyOut& copy) {
+    if (copy.status.ok()) return false;
+    if (staged_->owed(copy.chunk())) {
+      emit(VolumeEvent::Kind::STORE_FULL, nullptr, copy.status.message());
+      release_applied({&copy.entry.key.chunk, 1}, copy.status);
+      held = true;
+    }
+    release_waiters({&copy.entry.key.chunk, 1}, copy.status);
+    std::erase(group.done, copy.chunk());
+    return true;
+  };
+  std::erase_if(group.copies, failed);
+  return held;
 }
 
 // The chunk is owed to nobody that what is staged of it could hurt: it may be applied.
 void VolumeImpl::settle_staged(ChunkIndex chunk) {
   if (const BlockNumber reserved = staged_->set_copied(chunk)) store_->abandon_chunk(reserved);
-}
-
-// Reads a chunk's content and puts it into the store, not yet recorded: where the staged table has
-// reserved room for it, there. NO_SPACE with copy.held false: the store has no room. What can't be
-// read any more under a staged write is LOST (W1): nobody is left to be told.
-Status VolumeImpl::copy_out(ChunkIndex chunk, std::vector<std::byte>& buffer, CopyOut& copy) {
-  const uint64_t length = chunk_length(chunk);
-  copy.entry.key = {kOriginVolume, chunk, 0};  // the generation is set when it is recorded
-  if (Status read = origin_.read(chunk * chunk_bytes_, buffer.data(), length); !read.ok()) {
-    // The first write waits for a better time; one that is acknowledged can't wait for ever.
-    if (read.code() != Code::IO_ERROR || !staged_->has(chunk) ||
-        ++read_failures_[chunk] < kReadTries)
-      return read;
-    read_failures_.erase(chunk);
-    emit(VolumeEvent::Kind::CHECKSUM_ERROR, nullptr,
-         read.message() + "; the chunk is lost to the snapshots that share it");
-    copy.entry.location = Location::of(format::LocationKind::LOST);
-    copy.entry.crc = 0;
-    return Status();
-  }
-  std::memset(buffer.data() + length, 0, chunk_bytes_ - length);
-  if (is_all_zero(buffer.data(), buffer.size())) {
-    copy.entry.location = Location::of(format::LocationKind::ZERO);
-    copy.entry.crc = 0;
-    return Status();
-  }
-  BlockNumber block = copy.reserved;
-  if (block == 0) {
-    CSNAP_TRY_ASSIGN(block, store_->allocate_chunk());
-    copy.held = true;
-  }
-  copy.entry.location = Location::data(block);
-  copy.entry.crc = crc32c(buffer.data(), buffer.size());
-  Status status = store_->device().write(block * kBlockBytes, buffer.data(), buffer.size());
-  if (status.ok()) return status;
-  give_up(copy);
-  copy.held = false;
-  if (status.code() == Code::FENCED) return status;  // F2
-  return Status(Code::IO_ERROR, status.message(), status.error_number());
 }
 
 // Records a group's exceptions, keyed by the generation as the journal knows it: content that was
@@ -307,7 +247,7 @@ Status VolumeImpl::record_group(std::vector<CopyOut>& group, GenerationState& st
   std::vector<Entry> entries;
   for (CopyOut& copy : group) {
     // What is staged of the chunk is content of its own generation's snapshot already.
-    const std::optional<StagedTable::Owed> owed = staged_->owed(copy.entry.key.chunk);
+    const std::optional<StagedTable::Owed> owed = staged_->owed(copy.chunk());
     const Generation upto = owed ? owed->generation : current;
     copy.entry.key.generation = upto - 1;
     // Read under a former generation, its content need not be that of snapshots taken since, unless
@@ -315,7 +255,7 @@ Status VolumeImpl::record_group(std::vector<CopyOut>& group, GenerationState& st
     copy.settles = owed && owed->generation <= state.generation;
     const Generation newest = last_live(live, std::min(upto, state.generation) - 1);
     if (newest == 0) continue;
-    Result<std::optional<Entry>> there = lookup(copy.entry.key.chunk, newest);
+    Result<std::optional<Entry>> there = lookup(copy.chunk(), newest);
     if (!there.ok()) {
       fail(there.status(), false);
       return store_->failure();
@@ -340,7 +280,6 @@ Status VolumeImpl::record_group(std::vector<CopyOut>& group, GenerationState& st
     }
     for (CopyOut* copy : wanted) {
       copy->held = false;
-      copy->recorded = copy->entry.location.is_data();
       (copy->entry.location.is_data() ? counters_.copy_outs : counters_.zero_chunks)
           .fetch_add(1, std::memory_order_relaxed);
     }
@@ -348,9 +287,7 @@ Status VolumeImpl::record_group(std::vector<CopyOut>& group, GenerationState& st
   }
   for (const CopyOut& copy : group) {
     if (!copy.settles) continue;
-    const BlockNumber reserved = staged_->set_copied(copy.entry.key.chunk);
-    if (reserved != 0 && !(copy.recorded && copy.entry.location.block() == reserved))
-      store_->abandon_chunk(reserved);
+    settle_staged(copy.chunk());
   }
   if (staged) {
     MutexLock lock(pending_mutex_);
@@ -364,7 +301,7 @@ Status VolumeImpl::record_group(std::vector<CopyOut>& group, GenerationState& st
   return Status();
 }
 
-void VolumeImpl::release_waiters(const std::vector<ChunkIndex>& chunks, const Status& status) {
+void VolumeImpl::release_waiters(std::span<const ChunkIndex> chunks, const Status& status) {
   std::vector<IoRequest*> ready;
   {
     MutexLock lock(pending_mutex_);

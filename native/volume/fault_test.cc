@@ -104,6 +104,12 @@ class FaultRun {
       workload.run();
       hit = host_.disk(fault_.disk).faults().hit_count() > 0;
       sync_failed = host_.disk(0).sync_failed() || host_.disk(1).sync_failed();
+      // The event follows the failure, by whatever thread found it out.
+      Mutex mutex;
+      CondVar pause;
+      MutexLock lock(mutex);
+      for (int tries = 0; tries < 1000 && volume->info().failed != stopped; tries++)
+        pause.wait_for(lock, 1);
       if (volume->info().failed != stopped) wrong("stopped without an event, or the reverse");
       if (sync_failed && !stopped) wrong("a sync failed and the volume goes on (W9)");
       if (!history_.acknowledged_after_stop().empty())

@@ -106,6 +106,7 @@ Status VolumeImpl::write_piece(IoRequest& request, GenerationState&, uint64_t of
 Status VolumeImpl::zero_piece(IoRequest& request, uint64_t offset, uint64_t length) {
   Status status = origin_.zero(offset, length,
                                request.no_hole ? ZeroMode::KEEP_ALLOCATED : ZeroMode::ALLOW_HOLE);
+  if (!request.no_hole) forget_allocated(offset, length);
   if (status.code() != Code::NOT_SUPPORTED || request.fast_zero) return status;
   static const std::vector<std::byte> zeros(uint64_t{1} << 18);
   for (uint64_t done = 0; done < length;) {
@@ -130,6 +131,7 @@ Status VolumeImpl::trim_piece(GenerationState& state, uint64_t offset, uint64_t 
     }
     if (upto > from) {
       Status status = origin_.discard(from, upto - from);
+      forget_allocated(from, upto - from);
       if (!status.ok() && status.code() != Code::NOT_SUPPORTED) return status;
     }
     from = std::max(upto, std::min(end, (chunk_of(upto) + 1) * chunk_bytes_));

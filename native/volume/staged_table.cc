@@ -16,22 +16,28 @@ bool StagedTable::may_put(ChunkIndex chunk, Generation generation, bool& fresh) 
   return fresh || (at->second.generation == generation && !at->second.awaited);
 }
 
-void StagedTable::put(ChunkIndex index, Generation generation, uint64_t start,
-                      const std::byte* data, uint64_t length, RecordPlace place, bool copied,
-                      BlockNumber reserved) {
+uint64_t StagedTable::put(ChunkIndex index, Generation generation, uint64_t start,
+                          const std::byte* data, uint64_t length, RecordPlace place, bool copied,
+                          BlockNumber reserved) {
   CSNAP_ASSERT(start % kSectorBytes == 0 && length % kSectorBytes == 0 && length > 0);
   CSNAP_ASSERT(start + length <= chunk_bytes_);
   MutexLock lock(mutex_);
+  uint64_t owed = 0;
   const auto [at, fresh] = chunks_.try_emplace(index);
   Chunk& chunk = at->second;
   if (fresh) {
     chunk.generation = generation;
     chunk.first = place;
     chunk.copied = copied;
-    chunk.reserved = reserved;
+    chunk.reserved = reserved != 0;
+    if (chunk.reserved) reserved_.push_back(reserved);
     chunk.pages.resize(chunk_bytes_ / kPageBytes);
     by_position_[place.position] = index;
-    if (!copied) owed_count_.fetch_add(1, std::memory_order_release);
+    if (!copied) {
+      owed = owed_count_.fetch_add(1, std::memory_order_release) + 1;
+      chunk.owed_position = place.position;
+      owed_in_order_.emplace_back(place.position, index);
+    }
     bits_.set(index);
     count_.fetch_add(1, std::memory_order_release);
   }
@@ -46,34 +52,43 @@ void StagedTable::put(ChunkIndex index, Generation generation, uint64_t start,
   for (uint64_t done = 0; done < length;) {
     const uint64_t within = (start + done) % kPageBytes;
     const uint64_t now = std::min(length - done, kPageBytes - within);
-    std::unique_ptr<Page>& page = chunk.pages[(start + done) / kPageBytes];
-    if (!page) {
-      page = std::make_unique<Page>();
+    PageSlot& slot = chunk.pages[(start + done) / kPageBytes];
+    if (!slot.page) {
+      slot.page = std::make_shared<Page>();
       bytes_.fetch_add(kPageBytes, std::memory_order_relaxed);
+    } else if (std::exchange(slot.handed_out, false)) {
+      slot.page = std::make_shared<Page>(*slot.page);  // T6
     }
-    std::memcpy(page->bytes.data() + within, data + done, now);
+    Page& page = *slot.page;
+    std::memcpy(page.bytes.data() + within, data + done, now);
     const uint64_t sectors = now / kSectorBytes;
-    page->mask |= static_cast<uint8_t>(((1u << sectors) - 1) << (within / kSectorBytes));
+    page.mask |= static_cast<uint8_t>(((1u << sectors) - 1) << (within / kSectorBytes));
     done += now;
   }
+  return owed;
 }
 
-template <typename F>
-void StagedTable::each_run(const Chunk& chunk, uint64_t from, uint64_t upto, F run) {
+void StagedTable::collect(Chunk& chunk, uint64_t from, uint64_t upto, uint64_t base,
+                          std::vector<Piece>& pieces) {
   for (uint64_t number = from / kPageBytes; number * kPageBytes < upto; number++) {
-    const Page* page = chunk.pages[number].get();
-    if (!page) continue;
+    PageSlot& slot = chunk.pages[number];
+    if (!slot.page) continue;
+    const Page& page = *slot.page;
     for (uint64_t sector = 0; sector < kPageBytes / kSectorBytes;) {
-      if (!(page->mask >> sector & 1)) {
+      if (!(page.mask >> sector & 1)) {
         sector++;
         continue;
       }
       uint64_t end = sector;
-      while (end < kPageBytes / kSectorBytes && page->mask >> end & 1) end++;
-      const uint64_t base = number * kPageBytes;
-      const uint64_t start = std::max(from, base + sector * kSectorBytes);
-      const uint64_t stop = std::min(upto, base + end * kSectorBytes);
-      if (start < stop) run(start, page->bytes.data() + (start - base), stop - start);
+      while (end < kPageBytes / kSectorBytes && page.mask >> end & 1) end++;
+      const uint64_t first = number * kPageBytes;
+      const uint64_t start = std::max(from, first + sector * kSectorBytes);
+      const uint64_t stop = std::min(upto, first + end * kSectorBytes);
+      if (start < stop) {
+        slot.handed_out = true;
+        pieces.push_back(
+            {start - base, stop - start, page.bytes.data() + (start - first), slot.page});
+      }
       sector = end;
     }
   }
@@ -91,16 +106,13 @@ std::vector<StagedTable::Piece> StagedTable::take(uint64_t offset, uint64_t leng
     const uint64_t base = at->first * chunk_bytes_;
     const uint64_t from = std::max(offset, base) - base;
     const uint64_t end = std::min(offset + length, base + chunk_bytes_) - base;
-    each_run(at->second, from, end, [&](uint64_t start, const std::byte* data, uint64_t bytes) {
-      pieces.push_back({base + start - offset, {data, data + bytes}});
-    });
+    collect(at->second, from, end, offset - base, pieces);
   }
   return pieces;
 }
 
 void StagedTable::overlay(const std::vector<Piece>& pieces, std::byte* data) {
-  for (const Piece& piece : pieces)
-    std::memcpy(data + piece.at, piece.data.data(), piece.data.size());
+  for (const Piece& piece : pieces) std::memcpy(data + piece.at, piece.data, piece.length);
 }
 
 // ---- Copying out -------------------------------------------------------------------------------
@@ -110,7 +122,7 @@ std::optional<StagedTable::Owed> StagedTable::owed(ChunkIndex chunk) {
   MutexLock lock(mutex_);
   const auto at = chunks_.find(chunk);
   if (at == chunks_.end() || at->second.copied) return std::nullopt;
-  return Owed{at->second.generation, at->second.reserved};
+  return Owed{at->second.generation};
 }
 
 std::vector<ChunkIndex> StagedTable::owed_from(ChunkIndex from, size_t limit) {
@@ -130,11 +142,36 @@ std::vector<ChunkIndex> StagedTable::oldest_owed(size_t limit) {
   std::vector<ChunkIndex> found;
   {
     MutexLock lock(mutex_);
-    for (auto at = by_position_.begin(); at != by_position_.end() && found.size() < limit; ++at)
-      if (!chunks_.at(at->second).copied) found.push_back(at->second);
+    const auto is_owed = [this](const std::pair<uint64_t, ChunkIndex>& entry) {
+      const auto at = chunks_.find(entry.second);
+      return at != chunks_.end() && !at->second.copied && at->second.owed_position == entry.first;
+    };
+    while (!owed_in_order_.empty() && !is_owed(owed_in_order_.front())) owed_in_order_.pop_front();
+    for (const auto& entry : owed_in_order_) {
+      if (found.size() == limit) break;
+      if (is_owed(entry)) found.push_back(entry.second);
+    }
   }
   std::sort(found.begin(), found.end());
   return found;
+}
+
+BlockNumber StagedTable::take_reserved(ChunkIndex index) {
+  MutexLock lock(mutex_);
+  const auto at = chunks_.find(index);
+  if (at == chunks_.end() || !std::exchange(at->second.reserved, false)) return 0;
+  const BlockNumber block = reserved_.front();
+  reserved_.pop_front();
+  return block;
+}
+
+bool StagedTable::give_reserved(ChunkIndex index, BlockNumber block) {
+  MutexLock lock(mutex_);
+  const auto at = chunks_.find(index);
+  if (at == chunks_.end() || at->second.copied || at->second.reserved) return false;
+  at->second.reserved = true;
+  reserved_.push_front(block);
+  return true;
 }
 
 BlockNumber StagedTable::set_copied(ChunkIndex index) {
@@ -143,33 +180,24 @@ BlockNumber StagedTable::set_copied(ChunkIndex index) {
   CSNAP_ASSERT(!chunk.copied);
   chunk.copied = true;
   owed_count_.fetch_sub(1, std::memory_order_release);
-  return std::exchange(chunk.reserved, 0);
+  if (!std::exchange(chunk.reserved, false)) return 0;
+  const BlockNumber block = reserved_.back();
+  reserved_.pop_back();
+  return block;
 }
 
 // ---- Applying ----------------------------------------------------------------------------------
-
-StagedTable::Content StagedTable::content_of(ChunkIndex index, const Chunk& chunk) const {
-  Content content;
-  content.chunk = index;
-  content.last = chunk.last;
-  each_run(chunk, 0, chunk_bytes_, [&](uint64_t start, const std::byte* data, uint64_t length) {
-    Run* former = content.runs.empty() ? nullptr : &content.runs.back();
-    if (!former || former->start + former->data.size() != start)
-      former = &content.runs.emplace_back(Run{start, {}});
-    former->data.insert(former->data.end(), data, data + length);
-  });
-  return content;
-}
 
 std::vector<StagedTable::Content> StagedTable::applicable(uint64_t limit_bytes, bool all) {
   std::vector<Content> found;
   uint64_t bytes = 0;
   MutexLock lock(mutex_);
-  for (const auto& [index, chunk] : chunks_) {
+  for (auto& [index, chunk] : chunks_) {
     if (bytes >= limit_bytes) break;
     if (!chunk.copied || !(all || chunk.awaited)) continue;
-    found.push_back(content_of(index, chunk));
-    for (const Run& run : found.back().runs) bytes += run.data.size();
+    Content& content = found.emplace_back(Content{index, chunk.last, {}});
+    collect(chunk, 0, chunk_bytes_, 0, content.pieces);
+    for (const Piece& piece : content.pieces) bytes += piece.length;
   }
   return found;
 }
@@ -192,8 +220,8 @@ bool StagedTable::applied(ChunkIndex index, Sequence last) {
   if (chunk.last != last) return false;
   if (!chunk.in_place) by_position_.erase(chunk.first.position);
   if (chunk.awaited) awaited_.fetch_sub(1, std::memory_order_release);
-  for (const auto& page : chunk.pages)
-    if (page) bytes_.fetch_sub(kPageBytes, std::memory_order_relaxed);
+  for (const PageSlot& slot : chunk.pages)
+    if (slot.page) bytes_.fetch_sub(kPageBytes, std::memory_order_relaxed);
   chunks_.erase(at);
   bits_.clear(index);
   count_.fetch_sub(1, std::memory_order_release);

@@ -8,12 +8,16 @@
 //      that no replay can undo a later write in place. Until then every write to it is staged.
 //  T3  Order of put() is order of the journal: callers hold the store's append lock.
 //  T4  Once somebody waits for a chunk to leave, nothing more is staged to it.
+//  T5  For each chunk marked `reserved` the table holds one store chunk; which one is whose is
+//      settled when it is taken, so that a group copied out together lies together.
+//  T6  A page that was handed out to a reader or the applier is not changed any more.
 //
 // Callers: volume/ only. Every method may be called from any thread.
 #pragma once
 
 #include <array>
 #include <atomic>
+#include <deque>
 #include <map>
 #include <memory>
 #include <optional>
@@ -29,20 +33,30 @@ class StagedTable {
  public:
   StagedTable(uint64_t chunk_count, uint64_t chunk_bytes);
 
-  // Content of a chunk to be put in place: runs of sectors, in order, none touching the next.
-  struct Run {
-    uint64_t start;  // bytes within the chunk
-    std::vector<std::byte> data;
+  // What is staged of 4 KiB. Once a piece of it is handed out it is never changed again: later
+  // writes make a new one (T6).
+  static constexpr uint64_t kPageBytes = 4096;
+  struct Page {
+    Page() {}          // what is not staged of the bytes stays as it is
+    uint8_t mask = 0;  // a bit for each sector that is staged
+    std::array<std::byte, kPageBytes> bytes;
   };
+  // A run of staged sectors within a page.
+  struct Piece {
+    uint64_t at;  // in bytes, from what was asked for
+    uint64_t length;
+    const std::byte* data;
+    std::shared_ptr<const Page> page;  // keeps the data
+  };
+  // All that is staged of a chunk, to be put in place. Pieces are from its start on, in order.
   struct Content {
     ChunkIndex chunk = 0;
     Sequence last = 0;  // of its records
-    std::vector<Run> runs;
+    std::vector<Piece> pieces;
   };
   // What the copy-out of a chunk needs to know.
   struct Owed {
     Generation generation = 0;  // of what is staged: its exception belongs below it
-    BlockNumber reserved = 0;   // store chunk held for it; 0: none
   };
 
   // One atomic load; false: nothing of it is staged.
@@ -61,16 +75,13 @@ class StagedTable {
   // the first. Stays true while the append lock is held.
   bool may_put(ChunkIndex chunk, Generation generation, bool& fresh);
   // Sectors of one chunk. `copied`: its exception is durable, or it is owed to nobody; else
-  // `reserved` is the store chunk for it (both of a fresh chunk only).
-  void put(ChunkIndex chunk, Generation generation, uint64_t start, const std::byte* data,
-           uint64_t length, RecordPlace place, bool copied, BlockNumber reserved);
+  // `reserved` is the store chunk for it (both of a fresh chunk only). Returns how many chunks are
+  // to be copied out now, where this one has become one of them; else 0.
+  uint64_t put(ChunkIndex chunk, Generation generation, uint64_t start, const std::byte* data,
+               uint64_t length, RecordPlace place, bool copied, BlockNumber reserved);
 
-  // Copies what is staged of [offset, offset + length) of the volume, of generations up to `upto`,
-  // for overlay(). Empty: nothing.
-  struct Piece {
-    uint64_t at;  // bytes from `offset`
-    std::vector<std::byte> data;
-  };
+  // What is staged of [offset, offset + length) of the volume, of generations up to `upto`, for
+  // overlay(). Empty: nothing.
   std::vector<Piece> take(uint64_t offset, uint64_t length, Generation upto);
   static void overlay(const std::vector<Piece>& pieces, std::byte* data);
 
@@ -82,8 +93,13 @@ class StagedTable {
   // Of the records that are oldest, up to `limit` chunks that are still to be copied out; sorted.
   std::vector<ChunkIndex> oldest_owed(size_t limit);
   uint64_t owed_count() const { return owed_count_.load(std::memory_order_acquire); }
-  // Its exception is durable, or it is owed to nobody any more. Returns the store chunk that was
-  // reserved, which is the caller's now.
+  // A store chunk for the chunk's copy, of those held: the one that was reserved first. The
+  // caller's now. 0: none was reserved for it.
+  BlockNumber take_reserved(ChunkIndex chunk);
+  // The copy came to nothing. False: the chunk has no use for it, and `block` stays the caller's.
+  bool give_reserved(ChunkIndex chunk, BlockNumber block);
+  // Its exception is durable, or it is owed to nobody any more. Returns a store chunk that was
+  // reserved and not taken, which is the caller's now; 0: none.
   BlockNumber set_copied(ChunkIndex chunk);
 
   // -- applying
@@ -107,10 +123,9 @@ class StagedTable {
   std::vector<ChunkIndex> find(ChunkIndex first, uint64_t count, Generation after, Generation upto);
 
  private:
-  static constexpr uint64_t kPageBytes = 4096;
-  struct Page {
-    uint8_t mask = 0;  // a bit for each sector that is staged
-    std::array<std::byte, kPageBytes> bytes;
+  struct PageSlot {
+    std::shared_ptr<Page> page;
+    bool handed_out = false;  // T6
   };
   struct Chunk {
     Generation generation = 0;
@@ -119,16 +134,15 @@ class StagedTable {
     Sequence last = 0;
     bool copied = false;
     bool awaited = false;
-    BlockNumber reserved = 0;
-    std::vector<std::unique_ptr<Page>> pages;
+    bool reserved = false;       // T5
+    uint64_t owed_position = 0;  // in owed_in_order_
+    std::vector<PageSlot> pages;
   };
   using Chunks = std::map<ChunkIndex, Chunk>;
 
-  // Calls `run(start, data, length)` for each run of staged sectors within [from, upto) of a chunk,
-  // a page at most at a time.
-  template <typename F>
-  static void each_run(const Chunk& chunk, uint64_t from, uint64_t upto, F run);
-  Content content_of(ChunkIndex index, const Chunk& chunk) const;
+  // Adds what is staged within [from, upto) of a chunk; `at` of its start is `base`.
+  static void collect(Chunk& chunk, uint64_t from, uint64_t upto, uint64_t base,
+                      std::vector<Piece>& pieces);
 
   const uint64_t chunk_bytes_;
   ChunkBitmap bits_;
@@ -140,6 +154,9 @@ class StagedTable {
   Chunks chunks_;
   // By position: who is oldest. An entry belongs to the chunk whose `first` it is.
   std::map<uint64_t, ChunkIndex> by_position_;
+  // Who may still have to be copied out, oldest first; some are done.
+  std::deque<std::pair<uint64_t, ChunkIndex>> owed_in_order_;
+  std::deque<BlockNumber> reserved_;  // T5; oldest first, as the space map hands out neighbours
 };
 
 }  // namespace csnap

@@ -95,7 +95,7 @@ TEST_CASE("staged table: nothing is applied before it is copied out") {
   CHECK(table.staged.owed_from(0, 9) == std::vector<ChunkIndex>{2});
   CHECK(table.staged.owed_from(5, 9) == std::vector<ChunkIndex>{2});
   REQUIRE(table.staged.owed(2));
-  CHECK(table.staged.owed(2)->reserved == 77);
+  CHECK(table.staged.owed(2)->generation == 1);
   CHECK_FALSE(table.staged.owed(7));
   std::vector<StagedTable::Content> contents = table.staged.applicable(~uint64_t{0}, true);
   REQUIRE(contents.size() == 1);
@@ -104,12 +104,31 @@ TEST_CASE("staged table: nothing is applied before it is copied out") {
   CHECK(table.staged.owed_count() == 0);
   contents = table.staged.applicable(~uint64_t{0}, true);
   REQUIRE(contents.size() == 2);
-  REQUIRE(contents[0].runs.size() == 1);
-  CHECK(contents[0].runs[0].data.size() == 2 * kSectorBytes);
+  REQUIRE(contents[0].pieces.size() == 1);
+  CHECK(contents[0].pieces[0].length == 2 * kSectorBytes);
   // Only what is waited for, where that is asked.
   CHECK(table.staged.applicable(~uint64_t{0}, false).empty());
   CHECK(table.staged.wait_for(7));
   CHECK(table.staged.applicable(~uint64_t{0}, false).size() == 1);
+}
+
+TEST_CASE("staged table: who is copied out first gets the store chunk that was reserved first") {
+  Table table;
+  table.put(5, 0, 1, 'a', 1, false, 80);
+  table.put(2, 0, 1, 'b', 1, false, 84);
+  table.put(9, 0, 1, 'c', 1, false);
+  CHECK(table.staged.take_reserved(2) == 80);
+  CHECK(table.staged.take_reserved(2) == 0);
+  CHECK(table.staged.take_reserved(9) == 0);
+  CHECK(table.staged.take_reserved(4) == 0);
+  // The copy fails: its store chunk is the first again.
+  CHECK(table.staged.give_reserved(2, 80));
+  CHECK_FALSE(table.staged.give_reserved(2, 80));
+  CHECK(table.staged.take_reserved(5) == 80);
+  CHECK(table.staged.set_copied(5) == 0);
+  CHECK_FALSE(table.staged.give_reserved(5, 80));
+  CHECK(table.staged.set_copied(2) == 84);
+  CHECK(table.staged.set_copied(9) == 0);
 }
 
 TEST_CASE(
@@ -141,7 +160,7 @@ TEST_CASE(
   CHECK(table.read(64, 3) == "...");
 }
 
-TEST_CASE("staged table: neighbours are joined into runs, across pages and by what came last") {
+TEST_CASE("staged table: what is handed out is in pages, and no later write changes it (T6)") {
   Table table;
   table.put(0, 7, 1, 'a');  // the end of the first page
   table.put(0, 8, 1, 'b');  // the start of the second
@@ -149,11 +168,19 @@ TEST_CASE("staged table: neighbours are joined into runs, across pages and by wh
   table.put(0, 11, 1, 'd');
   const std::vector<StagedTable::Content> contents = table.staged.applicable(~uint64_t{0}, true);
   REQUIRE(contents.size() == 1);
-  REQUIRE(contents[0].runs.size() == 2);
-  CHECK(contents[0].runs[0].start == 7 * kSectorBytes);
-  CHECK(contents[0].runs[0].data.size() == 2 * kSectorBytes);
-  CHECK(contents[0].runs[1].start == 10 * kSectorBytes);
-  CHECK(contents[0].runs[1].data.back() == std::byte{'d'});
+  const std::vector<StagedTable::Piece>& pieces = contents[0].pieces;
+  REQUIRE(pieces.size() == 3);
+  CHECK(pieces[0].at == 7 * kSectorBytes);
+  CHECK(pieces[0].length == kSectorBytes);
+  CHECK(pieces[1].at == 8 * kSectorBytes);
+  CHECK(pieces[2].at == 10 * kSectorBytes);
+  CHECK(pieces[2].length == 2 * kSectorBytes);
+  table.put(0, 10, 2, 'e');
+  table.put(0, 8, 1, 'f');
+  CHECK(pieces[1].data[0] == std::byte{'b'});
+  CHECK(pieces[2].data[0] == std::byte{'c'});
+  CHECK(pieces[2].data[kSectorBytes] == std::byte{'d'});
+  CHECK(table.read(7, 5) == "af.ee");
 }
 
 // A disk below it and a plain array beside it: reads are right at each moment, and the disk at the
@@ -169,9 +196,8 @@ TEST_CASE("staged table: random writes, applies and reads, against an array") {
   const auto apply = [&] {
     for (const StagedTable::Content& content :
          table.staged.applicable(1 + rng.below(8 * kChunkBytes), true)) {
-      for (const StagedTable::Run& run : content.runs)
-        std::memcpy(disk.data() + content.chunk * kChunkBytes + run.start, run.data.data(),
-                    run.data.size());
+      for (const StagedTable::Piece& piece : content.pieces)
+        std::memcpy(disk.data() + content.chunk * kChunkBytes + piece.at, piece.data, piece.length);
       REQUIRE(table.staged.applied(content.chunk, content.last));
     }
   };

@@ -16,12 +16,40 @@ namespace {
 
 // Staged pages in RAM, where the volume's settings don't say otherwise.
 constexpr uint64_t kStagedBytesDefault = uint64_t{64} << 20;
+constexpr uint64_t kAllocatedLookBytes = uint64_t{1} << 30;
 
 }  // namespace
 
 uint64_t VolumeImpl::staged_limit_bytes() const {
   const uint64_t set = staged_limit_.load(std::memory_order_relaxed);
   return set == 0 ? kStagedBytesDefault : set;
+}
+
+// Room for a staged write in the origin's file: now the client can be told that its file system is
+// full, later nobody could. Errors: the origin's.
+Status VolumeImpl::allocate_origin(ChunkIndex chunk, uint64_t start, uint64_t length) {
+  if (allocated_->test(chunk)) return Status();
+  const uint64_t holes = holes_made_.load();
+  const uint64_t base = chunk * chunk_bytes_;
+  CSNAP_TRY(origin_.allocate(base + start, length));
+  // Far ahead, so that this is asked for few chunks only.
+  const DeviceExtent extent =
+      origin_.extent_at(base, std::min(kAllocatedLookBytes, origin_bytes_ - base));
+  if (extent.hole) return Status();
+  const uint64_t end = base + extent.length_bytes;
+  const uint64_t count = (end == origin_bytes_ ? div_up(end, chunk_bytes_) : chunk_of(end)) - chunk;
+  for (ChunkIndex each = chunk; each < chunk + count; each++) allocated_->set(each);
+  if (holes_made_.load() != holes)
+    for (ChunkIndex each = chunk; each < chunk + count; each++) allocated_->clear(each);
+  return Status();
+}
+
+// After a hole may have been made. Who looked before that finds the count changed, who sets its bit
+// before that has it cleared.
+void VolumeImpl::forget_allocated(uint64_t offset, uint64_t length) {
+  holes_made_.fetch_add(1);
+  for (ChunkIndex chunk = chunk_of(offset); chunk <= chunk_of(offset + length - 1); chunk++)
+    if (allocated_->test(chunk)) allocated_->clear(chunk);
 }
 
 // Inside the writer section of `state`. False: the write has to wait for its chunks instead, or
@@ -48,8 +76,7 @@ Result<bool> VolumeImpl::stage(const IoRequest& request, GenerationState& state,
     Part part{chunk_of(at), at % chunk_bytes_, 0, false, 0};
     part.length = std::min(length - done, chunk_bytes_ - part.start);
     part.copied = state.copied(part.chunk);
-    // Now the client can be told that the origin's file system is full; later nobody could.
-    if (Status status = origin_.allocate(at, part.length); !status.ok()) {
+    if (Status status = allocate_origin(part.chunk, part.start, part.length); !status.ok()) {
       give_back();
       return status;
     }
@@ -81,7 +108,7 @@ Result<bool> VolumeImpl::stage(const IoRequest& request, GenerationState& state,
     data += part.length;
   }
 
-  bool owes = false;
+  bool wakes = false;
   {
     MutexLock append = store_->append_lock();
     bool may = true;
@@ -104,16 +131,17 @@ Result<bool> VolumeImpl::stage(const IoRequest& request, GenerationState& state,
     for (size_t i = 0; i < parts.size(); i++) {
       Part& part = parts[i];
       const bool fresh = !staged_->has(part.chunk);
-      staged_->put(part.chunk, state.generation, part.start, data, part.length, places.value()[i],
-                   part.copied, part.reserved);
+      const uint64_t owed =
+          staged_->put(part.chunk, state.generation, part.start, data, part.length,
+                       places.value()[i], part.copied, part.reserved);
       data += part.length;
-      owes = owes || (fresh && !part.copied);
+      wakes = wakes || owed == 1 || owed == group_slots_;
       if (fresh) part.reserved = 0;  // the table's now
     }
   }
   give_back();
   counters_.staged.fetch_add(1, std::memory_order_relaxed);
-  if (owes) {
+  if (wakes) {
     MutexLock lock(pending_mutex_);
     pending_wake_.notify_one();
   }

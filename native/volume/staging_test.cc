@@ -3,6 +3,8 @@
 #include <doctest/doctest.h>
 #include <pthread.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "base/sync.h"
@@ -15,6 +17,7 @@ namespace {
 constexpr uint64_t kChunk = 16384;
 constexpr uint64_t kChunks = 16;
 constexpr uint64_t kBlock = 4096;
+constexpr uint64_t kNowhere = ~uint64_t{0};
 using Bytes = std::vector<uint8_t>;
 
 // Holds the committer, and nobody else, at its reads.
@@ -43,6 +46,19 @@ class HeldOrigin final : public Device {
   Status discard(uint64_t offset, uint64_t length) override {
     return memory_.discard(offset, length);
   }
+
+  Status allocate(uint64_t, uint64_t) override {
+    allocated++;
+    return full ? Status(Code::NO_SPACE, "origin: its file system is full") : Status();
+  }
+  DeviceExtent extent_at(uint64_t offset, uint64_t length) override {
+    const uint64_t end = hole_at > offset ? hole_at.load() : size_bytes();
+    return {std::min(length, std::min(end, size_bytes()) - offset), offset == hole_at};
+  }
+  // No hole but the chunk there.
+  std::atomic<uint64_t> hole_at{kNowhere};
+  std::atomic<bool> full{false};
+  std::atomic<int> allocated{0};
 
   void hold(bool held) {
     MutexLock lock(mutex_);
@@ -322,6 +338,35 @@ TEST_CASE("staging: large writes among small ones, each in its place") {
   for (const size_t i : {0u, 2u, 3u, 4u, 5u, 6u, 7u}) CHECK(now[i] == 3);
   CHECK(rig.blocks(a, 0, 8) == Bytes(8, 1));
   rig.check_clean();
+}
+
+// What is staged must find room in the origin later, when nobody can be told any more.
+TEST_CASE("staging: a hole of the origin is allocated first, also one that is made later") {
+  Rig rig;
+  REQUIRE(rig.volume->create_snapshot("s", false, 0, {}).ok());
+  rig.origin.hold(true);
+  rig.write(3 * kChunk, kBlock, 2);
+  // That look went far ahead.
+  CHECK(rig.origin.allocated == 1);
+  rig.write(5 * kChunk, kBlock, 2);
+  CHECK(rig.origin.allocated == 1);
+  rig.origin.hold(false);
+  REQUIRE(rig.volume->checkpoint().ok());
+  // Chunk 5 is copied: the trim makes a hole of it.
+  Bytes none(kChunk);
+  REQUIRE(rig.io(IoOp::TRIM, *rig.volume->open_origin(), 5 * kChunk, none).ok());
+  REQUIRE(rig.volume->create_snapshot("t", false, 0, {}).ok());
+  rig.origin.hold(true);
+  rig.origin.hole_at = 5 * kChunk;
+  rig.origin.full = true;
+  Bytes data(kBlock, 3);
+  CHECK(rig.io(IoOp::WRITE, *rig.volume->open_origin(), 5 * kChunk, data).code() == Code::NO_SPACE);
+  rig.write(6 * kChunk, kBlock, 4);
+  rig.origin.full = false;
+  rig.origin.hole_at = kNowhere;
+  rig.write(5 * kChunk, kBlock, 5);
+  CHECK(rig.now(5 * kChunk, 2) == Bytes{5, 0});
+  CHECK(rig.now(6 * kChunk, 1) == Bytes{4});
 }
 
 }  // namespace

@@ -252,8 +252,15 @@ TEST_CASE("terms: killed between a superblock's write and its sync, then power l
     for (int round = 0; round < 12; round++) {
       CHECK(volume->create_snapshot("s" + std::to_string(round), false, 0, {}).ok());
       for (ChunkIndex chunk = 0; chunk < kChunks; chunk += 3) fill(*volume, chunk, round);
-      if (round >= 3)
-        CHECK(volume->delete_snapshot(volume->list_snapshots().value().at(0).uuid).ok());
+      if (round >= 3) {
+        // What is being reclaimed still is listed.
+        const std::vector<SnapshotInfo> listed = volume->list_snapshots().value();
+        const auto oldest = std::find_if(
+            listed.begin(), listed.end(),
+            [](const SnapshotInfo& info) { return info.state == format::SnapshotState::LIVE; });
+        REQUIRE(oldest != listed.end());
+        CHECK(volume->delete_snapshot(oldest->uuid).ok());
+      }
       CHECK(volume->checkpoint().ok());
     }
     host.set_observer(nullptr);

@@ -71,8 +71,8 @@ Status create_store(Device& store, const CreateOptions& options) {
   const uint64_t store_bytes = round_down(options.store_bytes, kBlockBytes);
   uint64_t journal = options.journal_bytes;
   if (journal == 0)
-    journal = std::clamp<uint64_t>(round_down(store_bytes / 32, kBlockBytes), uint64_t{256} << 10,
-                                   uint64_t{64} << 20);
+    journal = std::clamp<uint64_t>(round_down(store_bytes / 16, kBlockBytes), uint64_t{256} << 10,
+                                   uint64_t{256} << 20);
   if (!is_power_of_two(options.chunk_bytes) || options.chunk_bytes < format::kChunkBytesMin ||
       options.chunk_bytes > format::kChunkBytesMax)
     return Status(Code::INVALID_ARGUMENT, "the chunk size must be a power of two from 4k to 1M");
@@ -260,6 +260,7 @@ Status VolumeImpl::start() {
 Status VolumeImpl::open_parts() {
   const Superblock& sb = store_->superblock();
   chunk_bytes_ = sb.chunk_bytes;
+  group_slots_ = std::clamp<uint64_t>(kGroupBytes / chunk_bytes_, 1, options_.group_chunks_max);
   suspect_serial_ = sb.suspect_serial;
   origin_bytes_ = sb.origin_bytes;
   chunk_count_ = div_up(origin_bytes_, chunk_bytes_);
@@ -272,6 +273,7 @@ Status VolumeImpl::open_parts() {
   state_owner_->open = true;
   state_.store(state_owner_.get());
   staged_ = std::make_unique<StagedTable>(chunk_count_, chunk_bytes_);
+  allocated_ = std::make_unique<ChunkBitmap>(chunk_count_);
   staged_limit_ = sb.staged_limit_bytes;
   CSNAP_TRY(load_recovered());
   store_->keep_from([this] { return staged_->oldest(); },

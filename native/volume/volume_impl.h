@@ -3,6 +3,7 @@
 //   origin_write.cc    write, write-zeroes, trim: in place where copied, else staged or parked
 //   staging.cc         small writes into journal and staged table
 //   committer.cc       copy-out in groups with one sync; wakes the parked
+//   copy_out.cc        the copying itself: origin to group buffer to store chunks
 //   applier.cc         staged content to its place in the origin
 //   flusher.cc         FLUSH, FUA and mode sync: one origin sync for many
 //   origin_read.cc     reads of the origin, block status
@@ -18,8 +19,9 @@
 // a section only device I/O and index lookups happen.
 #pragma once
 
+#include <cstdlib>
 #include <map>
-#include <unordered_map>
+#include <span>
 
 #include "io/gated_device.h"
 #include "store/store.h"
@@ -111,6 +113,8 @@ class VolumeImpl final : public Volume {
 
   // -- staging.cc
   uint64_t staged_limit_bytes() const;
+  Status allocate_origin(ChunkIndex chunk, uint64_t start, uint64_t length);
+  void forget_allocated(uint64_t offset, uint64_t length);
   Result<bool> stage(const IoRequest& request, GenerationState& state, uint64_t offset,
                      uint64_t length);
   Status load_recovered();
@@ -119,29 +123,56 @@ class VolumeImpl final : public Volume {
   void wake_applier();
   void apply_loop();
   Result<bool> apply_round(bool all);
+  Status put_in_place(const StagedTable::Content& content);
   void apply_staged();
   Status drain();
   bool is_staging_pressed();
-  void release_applied(const std::vector<ChunkIndex>& chunks, const Status& status);
+  void release_applied(std::span<const ChunkIndex> chunks, const Status& status);
   void fail_waiting();
 
   // -- committer.cc
   void commit_loop();
+  bool is_copying_urgent();
   void relieve_journal();
   void copy_out_staged();
-  bool commit_group(const std::vector<ChunkIndex>& chunks, bool staged);
   struct CopyOut {
     Entry entry;
-    bool held = false;         // its store chunk is held and not recorded yet
-    bool recorded = false;     // as data
-    bool settles = false;      // of a staged chunk: it may be applied once this is durable
-    BlockNumber reserved = 0;  // store chunk that the staged table holds for it
+    Status status;         // of reading and writing it
+    size_t at = 0;         // its chunk's among those that were to be committed
+    size_t slot = 0;       // its place in the group's buffer, in chunks
+    bool held = false;     // its store chunk is held and not recorded yet
+    bool settles = false;  // of a staged chunk: it may be applied once this is durable
+    ChunkIndex chunk() const { return entry.key.chunk; }
   };
-  Status copy_out(ChunkIndex chunk, std::vector<std::byte>& buffer, CopyOut& out);
-  void give_up(const CopyOut& copy);
+  struct CopyGroup {
+    std::vector<CopyOut> copies;   // by chunk, ascending
+    size_t placed = 0;             // so many of them have a place; the store had none for the next
+    std::vector<ChunkIndex> done;  // once the copies are recorded
+    size_t taken = 0;              // of the chunks that were to be committed
+    // Leaves the chunks from there on to a later group.
+    void cut_at(size_t at) {
+      copies.resize(placed);
+      done.resize(at);
+      taken = at;
+    }
+  };
+  bool commit_group(std::span<const ChunkIndex> chunks, bool staged);
+  Status choose(std::span<const ChunkIndex> chunks, GenerationState& state, bool staged,
+                CopyGroup& group);
+  bool drop_failed(CopyGroup& group);
   void settle_staged(ChunkIndex chunk);
   Status record_group(std::vector<CopyOut>& group, GenerationState& state, bool staged);
-  void release_waiters(const std::vector<ChunkIndex>& chunks, const Status& status);
+  void release_waiters(std::span<const ChunkIndex> chunks, const Status& status);
+
+  // -- copy_out.cc
+  void copy_group(CopyGroup& group);
+  void read_copies(std::span<CopyOut> copies);
+  bool place(CopyOut& copy);
+  void write_copies(std::span<CopyOut> copies);
+  void give_up(CopyOut& copy);
+  std::byte* copy_of(const CopyOut& copy) const;
+
+  // -- reclaimer.cc: room for a commit
   uint64_t space_progress();
   bool wait_for_space(uint64_t seen);
 
@@ -204,6 +235,10 @@ class VolumeImpl final : public Volume {
   std::atomic<uint64_t> staged_limit_{0};  // 0: the default
   std::atomic<bool> origin_dirty_{true};   // written in place since the last sync for a flush
 
+  // Chunks of the origin without a hole, as far as it was looked at.
+  std::unique_ptr<ChunkBitmap> allocated_;
+  std::atomic<uint64_t> holes_made_{0};  // counts what may have made holes
+
   std::unique_ptr<ChunkBitmap> verified_;  // store chunks whose checksum was seen right, by run
 
   Mutex snapshot_mutex_;  // one creation at a time
@@ -225,9 +260,24 @@ class VolumeImpl final : public Volume {
   std::map<ChunkIndex, std::vector<IoRequest*>> pending_;   // for a copy-out
   std::map<ChunkIndex, std::vector<IoRequest*>> applying_;  // for the chunk to leave the table
   ChunkIndex commit_cursor_ = 0;
-  std::map<ChunkIndex, int> read_failures_;  // of staged chunks; the committer's
+  // The committer's own.
+  std::map<ChunkIndex, int> read_failures_;  // of staged chunks
+  struct Free {
+    void operator()(std::byte* bytes) const { std::free(bytes); }
+  };
+  std::unique_ptr<std::byte, Free> group_buffer_;  // of group_slots_ chunks
+  static constexpr uint64_t kGroupBytes = uint64_t{4} << 20;
+  size_t group_slots_ = 1;
   bool committer_stop_ = false;
   bool committer_drain_ = false;
+  // Those for whom what is staged must be copied out soon.
+  std::atomic<int> copy_hurry_{0};
+  struct Hurry {
+    explicit Hurry(std::atomic<int>& count) : count(count) { count++; }
+    ~Hurry() { count--; }
+    Hurry(const Hurry&) = delete;
+    std::atomic<int>& count;
+  };
 
   Mutex apply_mutex_;
   CondVar apply_wake_;
@@ -237,6 +287,7 @@ class VolumeImpl final : public Volume {
   bool apply_stop_ = false;
   bool apply_drain_ = false;
   uint64_t apply_rounds_ = 0;
+  std::vector<std::byte> apply_buffer_;  // the applier's own; a chunk
 
   Mutex flush_mutex_;
   std::vector<IoRequest*> flush_waiting_;

@@ -1,0 +1,135 @@
+// The copying of a group: old content from the origin into the group's buffer, from there to store
+// chunks. Neighbours are read and written in one go, and the writes pass the page cache by where
+// the device can do that: nobody reads a copy soon. Part of the committer.
+//
+//  W2  Nothing here is durable or recorded; record_group() makes it so.
+#include <cstring>
+
+#include "base/crc32c.h"
+#include "volume/volume_impl.h"
+
+namespace csnap {
+namespace {
+
+// Of a chunk of the origin that can't be read, before it counts as lost.
+constexpr int kReadTries = 10;
+
+bool is_all_zero(const std::byte* data, size_t length) {
+  // The first word is zero and every byte equals the one 8 before it.
+  uint64_t first;
+  if (length < sizeof first) return false;
+  std::memcpy(&first, data, sizeof first);
+  return first == 0 && std::memcmp(data, data + sizeof first, length - sizeof first) == 0;
+}
+
+}  // namespace
+
+std::byte* VolumeImpl::copy_of(const CopyOut& copy) const {
+  return group_buffer_.get() + copy.slot * chunk_bytes_;
+}
+
+void VolumeImpl::copy_group(CopyGroup& group) {
+  if (group_buffer_ == nullptr) {
+    void* memory = std::aligned_alloc(kBlockBytes, group_slots_ * chunk_bytes_);
+    CSNAP_ASSERT(memory != nullptr);
+    group_buffer_.reset(static_cast<std::byte*>(memory));
+  }
+  std::vector<CopyOut>& copies = group.copies;
+  for (size_t i = 0; i < copies.size(); i++) copies[i].slot = i;
+  for (size_t first = 0, end; first < copies.size(); first = end) {
+    for (end = first + 1; end < copies.size(); end++)
+      if (copies[end].chunk() != copies[end - 1].chunk() + 1) break;
+    read_copies({&copies[first], end - first});
+  }
+  group.placed = 0;
+  while (group.placed < copies.size() && place(copies[group.placed])) group.placed++;
+  write_copies({copies.data(), group.placed});
+}
+
+// Neighbours of the origin. Where they can't be read together it shows which of them can't be.
+void VolumeImpl::read_copies(std::span<CopyOut> copies) {
+  const uint64_t offset = copies.front().chunk() * chunk_bytes_;
+  std::byte* data = copy_of(copies.front());
+  const uint64_t last = chunk_length(copies.back().chunk());
+  const uint64_t bytes = (copies.size() - 1) * chunk_bytes_ + last;
+  Status read = origin_.read(offset, data, bytes);
+  if (read.ok()) {
+    std::memset(data + bytes, 0, chunk_bytes_ - last);
+    if (!read_failures_.empty())
+      for (const CopyOut& copy : copies) read_failures_.erase(copy.chunk());
+  } else if (copies.size() > 1) {
+    for (CopyOut& copy : copies) read_copies({&copy, 1});
+  } else {
+    // The first write waits for a better time; one that is acknowledged can't wait for ever.
+    CopyOut& copy = copies.front();
+    if (read.code() != Code::IO_ERROR || !staged_->has(copy.chunk()) ||
+        ++read_failures_[copy.chunk()] < kReadTries) {
+      copy.status = std::move(read);
+      return;
+    }
+    read_failures_.erase(copy.chunk());
+    // W1: nobody is left to be told but those who read it.
+    emit(VolumeEvent::Kind::CHECKSUM_ERROR, nullptr,
+         read.message() + "; the chunk is lost to the snapshots that share it");
+    copy.entry.location = Location::of(format::LocationKind::LOST);
+  }
+}
+
+// Where the copy goes: what is zero nowhere, the rest to a store chunk, one that the staged table
+// has reserved if there is. False: the store has no room.
+bool VolumeImpl::place(CopyOut& copy) {
+  if (!copy.status.ok() || copy.entry.location.kind() == format::LocationKind::LOST) return true;
+  const std::byte* data = copy_of(copy);
+  if (is_all_zero(data, chunk_bytes_)) {
+    copy.entry.location = Location::of(format::LocationKind::ZERO);
+    return true;
+  }
+  BlockNumber block = staged_->take_reserved(copy.chunk());
+  if (block == 0) {
+    Result<BlockNumber> allocated = store_->allocate_chunk();
+    if (!allocated.ok()) return false;
+    block = allocated.value();
+  }
+  copy.held = true;
+  copy.entry.location = Location::data(block);
+  copy.entry.crc = crc32c(data, chunk_bytes_);
+  return true;
+}
+
+// To the store chunks, neighbours in one write. Where they can't be written together it shows which
+// of them can't be.
+void VolumeImpl::write_copies(std::span<CopyOut> copies) {
+  const BlockNumber run = store_->space_map().chunk_blocks();
+  std::vector<DeviceWrite> writes;
+  const CopyOut* former = nullptr;
+  for (const CopyOut& copy : copies) {
+    if (!copy.held) continue;
+    if (former != nullptr && former + 1 == &copy &&
+        former->entry.location.block() + run == copy.entry.location.block())
+      writes.back().length += chunk_bytes_;
+    else
+      writes.push_back({copy.entry.location.block() * kBlockBytes, copy_of(copy), chunk_bytes_});
+    former = &copy;
+  }
+  if (writes.empty()) return;
+  Status status = store_->device().write_uncached(writes, nullptr);
+  if (status.ok()) return;
+  if (copies.size() > 1) {
+    for (CopyOut& copy : copies) write_copies({&copy, 1});
+    return;
+  }
+  give_up(copies.front());
+  // F2: what the gate refused is no error of the store's.
+  copies.front().status = status.code() == Code::FENCED
+                              ? status
+                              : Status(Code::IO_ERROR, status.message(), status.error_number());
+}
+
+// A store chunk that was taken for nothing: back to the staged table, or free.
+void VolumeImpl::give_up(CopyOut& copy) {
+  if (!std::exchange(copy.held, false)) return;
+  const BlockNumber block = copy.entry.location.block();
+  if (!staged_->give_reserved(copy.chunk(), block)) store_->abandon_chunk(block);
+}
+
+}  // namespace csnap
