@@ -1,107 +1,77 @@
 /**
  * The data path beside the servers that people use today, in interleaved rounds: each round runs every contestant once,
- * in an order that turns. Run by `scripts/bench data`, which sets CSNAP_BENCH_OUT: a JSON line for each contestant of a
- * workload goes there, then one for each comparison.
+ * in an order that turns. Then what happens now and then, under load. Run by `scripts/bench data`, which sets
+ * CSNAP_BENCH_OUT: rows go there as they are measured.
  */
-import { appendFileSync, rmSync } from "node:fs";
+import { rmSync } from "node:fs";
 import { join } from "node:path";
 import tmp from "tmp";
 import { afterAll, beforeAll, describe, it } from "vitest";
-import { addressOf, NbdClient } from "../support/nbd-client.js";
-import { type Contestant, contestants, type Running } from "./data/contestants.js";
-import { fio, type Load, type Outcome, offsetsFile } from "./data/fio.js";
+import type { Contestant } from "./data/contestant.js";
+import { contestants } from "./data/contestants.js";
+import { Csnap } from "./data/csnap.js";
+import { offsetsFile } from "./data/fio.js";
+import { measure, type Run } from "./data/measure.js";
+import { rateRow, ratioRow, say } from "./data/rows.js";
+import { scenarios } from "./data/scenarios.js";
 import { median, ratioOf } from "./data/statistics.js";
-import { type Workload, workloads } from "./data/workloads.js";
+import type { Workload } from "./data/workload.js";
+import { workloads } from "./data/workloads.js";
 
-const { CSNAP_BENCH_OUT: out, CSNAP_BENCH_ONLY: only, CSNAP_BENCH_DIR: parent } = process.env;
+const { CSNAP_BENCH_OUT: out = "", CSNAP_BENCH_ONLY: only = "", CSNAP_BENCH_DIR: parent } = process.env;
 const rounds = Number(process.env.CSNAP_BENCH_ROUNDS ?? 15);
 const seconds = process.env.CSNAP_BENCH_SECONDS;
 const sizeBytes = Number(process.env.CSNAP_BENCH_MIB ?? 1024) * 2 ** 20;
 const REGION_BYTES = 64 * 1024;
-
-interface Run extends Outcome {
-  /** of the workload's unit */
-  readonly rate: number;
-}
+const SCENARIO_SECONDS = 2;
 
 const directory = tmp.dirSync({
   prefix: "csnap-bench-",
   ...(parent !== undefined && { tmpdir: parent }),
 }).name;
-const offsets = join(directory, "offsets");
+const offsets = { every: join(directory, "offsets"), some: join(directory, "offsets-some") };
 const all = contestants(directory, sizeBytes);
 
-/** The clock runs from the first write on, so a flush that follows is time of the same work. */
-async function measured(
-  one: Contestant,
-  running: Running,
-  { load, unit, toTheFlush }: Workload,
-): Promise<Run> {
-  const timed: Load = seconds === undefined ? load : { ...load, seconds: Number(seconds) };
-  const outcome = await fio(running.uri, timed, sizeBytes, running.pids);
-  if (unit === "MB/s") return { ...outcome, rate: outcome.bytesPerSecond / 1e6 };
-  if (toTheFlush !== true) return { ...outcome, rate: outcome.perSecond };
-  const name = new URL(running.uri).pathname.slice(1);
-  const client = await NbdClient.open(addressOf(running.uri), { export: name, timeoutMs: 120_000 });
-  const start = performance.now();
-  await client.flush();
-  const flushS = (performance.now() - start) / 1000;
-  await client.disconnect();
-  if (outcome.requests === 0) throw new Error(`${one.name} wrote nothing`);
-  return { ...outcome, rate: outcome.requests / (outcome.requests / outcome.perSecond + flushS) };
+function timed({ load, ...others }: Workload): Workload {
+  return { ...others, load: seconds === undefined ? load : { ...load, seconds: Number(seconds) } };
 }
 
-async function runOnce(one: Contestant, workload: Workload): Promise<Run> {
-  if (workload.before === "share" && one.live !== true) await one.shareAll?.();
-  if (workload.before === "drop-cache") await one.dropCache();
-  const running = await one.start();
-  try {
-    if (workload.before === "share" && one.live === true) await one.shareAll?.();
-    return await measured(one, running, workload);
-  } finally {
-    await running.stop();
-  }
+const participants = ({ ours, peers }: Workload) => [ours, ...peers.map(({ peer }) => peer)];
+
+function rowsOf(workload: Workload, runs: ReadonlyMap<string, readonly Run[]>): object[] {
+  const of = (name: string, figure: (run: Run) => number) => (runs.get(name) ?? []).map(figure);
+  const rate = (run: Run) => run.rate;
+  const cpuUs = ({ serverCpuS, requests }: Run) => (serverCpuS * 1e6) / requests;
+  const rates = [...runs.keys()].map((name) =>
+    rateRow({ workload: workload.name, server: name }, workload.unit, of(name, rate), {
+      requests: median(of(name, (run) => run.requests)),
+      seconds: median(of(name, (run) => run.seconds)),
+      p50_us: median(of(name, (run) => run.p50Us)),
+      p99_us: median(of(name, (run) => run.p99Us)),
+      max_us: Math.max(...of(name, (run) => run.maxUs)),
+      server_cpu_us_per_request: median(of(name, cpuUs)),
+    }),
+  );
+  const ratios = workload.peers.map(({ peer, ...asked }) =>
+    ratioRow(
+      { workload: workload.name, server: workload.ours },
+      peer,
+      ratioOf(of(workload.ours, rate), of(peer, rate)),
+      asked,
+      { cpu_ratio: ratioOf(of(workload.ours, cpuUs), of(peer, cpuUs)).median },
+    ),
+  );
+  return [...rates, ...ratios];
 }
 
-function report(workload: Workload, runs: ReadonlyMap<string, readonly Run[]>): void {
-  const say = (row: object) => appendFileSync(out ?? "", `${JSON.stringify(row)}\n`);
-  const of = (name: string, figure: keyof Run) => (runs.get(name) ?? []).map((run) => run[figure]);
-  for (const name of runs.keys())
-    say({
-      workload: workload.name,
-      server: name,
-      unit: workload.unit,
-      rate: rounded(median(of(name, "rate"))),
-      p50_us: rounded(median(of(name, "p50Us"))),
-      p99_us: rounded(median(of(name, "p99Us"))),
-      max_us: rounded(Math.max(...of(name, "maxUs"))),
-      server_cpu_us_per_request: rounded(median(of(name, "serverCpuUs"))),
-      rounds,
-    });
-  for (const { peer, least, aim } of workload.peers) {
-    const ratio = ratioOf(of(workload.ours, "rate"), of(peer, "rate"));
-    const cpu = ratioOf(of(workload.ours, "serverCpuUs"), of(peer, "serverCpuUs"));
-    say({
-      workload: workload.name,
-      server: workload.ours,
-      against: peer,
-      ratio: rounded(ratio.median),
-      low95: ratio.low === null ? null : rounded(ratio.low),
-      high95: ratio.high === null ? null : rounded(ratio.high),
-      least: least ?? null,
-      aim: aim ?? null,
-      cpu_ratio: rounded(cpu.median),
-      rounds,
-    });
-  }
-}
-
-const rounded = (value: number) => Number(value.toPrecision(4));
-
-describe.skipIf(out === undefined)("the data path", () => {
+describe.skipIf(out === "")("the data path", () => {
   const prepared = new Set<Contestant>();
 
-  beforeAll(() => offsetsFile(offsets, REGION_BYTES, sizeBytes / REGION_BYTES, 1));
+  beforeAll(() => {
+    const regions = Math.floor(sizeBytes / REGION_BYTES);
+    offsetsFile(offsets.every, REGION_BYTES, regions, 1);
+    offsetsFile(offsets.some, REGION_BYTES, Math.ceil(regions / 8), 1);
+  });
   afterAll(async () => {
     for (const one of prepared) await one.close();
     rmSync(directory, { recursive: true, force: true });
@@ -110,25 +80,42 @@ describe.skipIf(out === undefined)("the data path", () => {
   async function contestant(name: string): Promise<Contestant> {
     const one = all.get(name);
     if (!one) throw new Error(`no contestant ${name}`);
-    if (!prepared.has(one)) {
-      prepared.add(one);
-      await one.prepare();
-    }
+    prepared.add(one);
+    await one.prepare();
     return one;
   }
 
-  const chosen = workloads(offsets).filter(({ name }) => only === undefined || name.includes(only));
-  for (const workload of chosen)
+  /** Images are large: those that nobody will ask for any more go. */
+  async function keepOnly(names: readonly string[]): Promise<void> {
+    for (const one of prepared)
+      if (!names.includes(one.name)) {
+        await one.close();
+        prepared.delete(one);
+      }
+  }
+
+  const chosen = workloads(offsets).filter(({ name }) => name.includes(only));
+  chosen.forEach((workload, i) => {
     it(workload.name, { timeout: 0 }, async () => {
-      const names = [workload.ours, ...workload.peers.map(({ peer }) => peer)];
       const taking: Contestant[] = [];
-      for (const name of names) taking.push(await contestant(name));
-      const runs = new Map<string, Run[]>(names.map((name) => [name, []]));
+      for (const name of participants(workload)) taking.push(await contestant(name));
+      const runs = new Map<string, Run[]>(taking.map(({ name }) => [name, []]));
       for (let round = 0; round < rounds; round++)
-        for (let i = 0; i < taking.length; i++) {
-          const one = taking[(i + round) % taking.length];
-          if (one) runs.get(one.name)?.push(await runOnce(one, workload));
+        for (let j = 0; j < taking.length; j++) {
+          const one = taking[(j + round) % taking.length];
+          if (one) runs.get(one.name)?.push(await measure(one, timed(workload), sizeBytes));
         }
-      report(workload, runs);
+      say(out, rowsOf(workload, runs));
+      await keepOnly(chosen.slice(i + 1).flatMap(participants));
+    });
+  });
+
+  for (const scenario of scenarios.filter(({ name }) => name.includes(only)))
+    it(scenario.name, { timeout: 0 }, async () => {
+      const csnap = await contestant(scenario.ours);
+      if (!(csnap instanceof Csnap)) throw new Error(`${csnap.name} is not csnap`);
+      const length = Number(seconds ?? SCENARIO_SECONDS);
+      say(out, await scenario.run({ csnap, directory, offsets, rounds, seconds: length }));
+      await keepOnly([]);
     });
 });

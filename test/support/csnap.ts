@@ -24,8 +24,10 @@ export class Sandbox {
   readonly env: NodeJS.ProcessEnv;
   readonly #servers = new Set<Server>();
 
-  constructor() {
-    this.directory = tmp.dirSync({ prefix: "csnap-test-" }).name;
+  /** Below `parent`, or where temporary files go. */
+  constructor(parent?: string) {
+    const place = { prefix: "csnap-test-", ...(parent !== undefined && { tmpdir: parent }) };
+    this.directory = tmp.dirSync(place).name;
     const { CSNAP_STATE_DIR: _state, CSNAP_RUN_DIR: _run, NOTIFY_SOCKET: _notify, ...env } = process.env;
     this.env = {
       ...env,

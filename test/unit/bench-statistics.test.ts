@@ -1,6 +1,6 @@
 /** The interval that scripts/bench prints beside its ratios. */
 import { describe, expect, it } from "vitest";
-import { median, ratioOf } from "../bench/data/statistics.js";
+import { intervalOf, median, quantile, ratioOf } from "../bench/data/statistics.js";
 import { seededRandom } from "../support/random.js";
 
 describe("ratios of interleaved rounds", () => {
@@ -34,5 +34,24 @@ describe("ratios of interleaved rounds", () => {
     expect(covered / samples).toBeGreaterThan(0.95);
     expect(median([3, 1, 2])).toBe(2);
     expect(median([4, 1, 2, 3])).toBe(2.5);
+  });
+});
+
+describe("quantiles", () => {
+  const upTo = (n: number) => Array.from({ length: n }, (_, i) => n - i);
+
+  it("are values by their rank", () => {
+    expect(quantile(upTo(100), 0.99)).toBe(99);
+    expect(quantile(upTo(10), 0.99)).toBe(10);
+    expect(quantile([7], 0.5)).toBe(7);
+    expect(quantile([], 0.5)).toBeNaN();
+  });
+
+  it("have an upper bound only where so many values could hardly all lie below: 368 and up for p99", () => {
+    // 0.99^n <= 0.025 from n = 368 on (ln 0.025 / ln 0.99 = 367.04).
+    expect(intervalOf(upTo(367), 0.99)).toMatchObject({ high: null });
+    expect(intervalOf(upTo(368), 0.99)).toMatchObject({ high: 368 });
+    // Of 100 values the 97th is the largest that fewer than 2.5 % of samples put above p99: P(X <= 96) = 0.018.
+    expect(intervalOf(upTo(100), 0.99)).toEqual({ low: 97, high: null });
   });
 });

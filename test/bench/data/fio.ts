@@ -9,9 +9,12 @@ const CLOCK_TICKS_PER_S = 100;
 const LIMIT_MS = 300_000;
 
 export interface Load {
-  readonly rw: "randread" | "randwrite" | "read" | "write";
+  readonly rw: "randread" | "randwrite" | "randrw" | "read" | "write";
+  /** Of randrw. */
+  readonly readPercent?: number;
   readonly blockBytes: number;
   readonly depth: number;
+  /** Each is a process of its own. */
   readonly connections: number;
   /** Length of a run; with `offsets` the run ends when each was written once. */
   readonly seconds: number;
@@ -19,31 +22,67 @@ export interface Load {
   readonly offsets?: string;
   /** A flush after so many writes. */
   readonly flushEvery?: number;
+  /** At most so many requests a second. */
+  readonly perSecond?: number;
   /** The processors that client and server may use. */
   readonly pin?: { readonly client: string; readonly server: string };
 }
 
 export interface Outcome {
+  /** Reads and writes; flushes are not counted. */
   readonly requests: number;
-  readonly perSecond: number;
+  readonly seconds: number;
   readonly bytesPerSecond: number;
   readonly p50Us: number;
   readonly p99Us: number;
   readonly maxUs: number;
-  /** Processor time of the server's processes for one request. */
-  readonly serverCpuUs: number;
-}
-
-interface Direction {
-  readonly total_ios: number;
-  readonly iops: number;
-  readonly bw_bytes: number;
-  readonly runtime: number;
-  readonly clat_ns: { readonly max: number; readonly percentile?: Readonly<Record<string, number>> };
+  /** Processor time of the server's processes, in seconds. */
+  readonly serverCpuS: number;
 }
 
 interface Report {
-  readonly jobs: readonly [{ readonly error: number; readonly read: Direction; readonly write: Direction }];
+  readonly jobs: readonly [
+    {
+      readonly error: number;
+      /** Reads and writes together. */
+      readonly mixed: {
+        readonly total_ios: number;
+        readonly iops: number;
+        readonly bw_bytes: number;
+        readonly clat_ns: { readonly max: number; readonly percentile?: Readonly<Record<string, number>> };
+      };
+    },
+  ];
+}
+
+/** What fio is told for a load on `uri`. */
+export function fioArguments(uri: string, load: Load, sizeBytes: number): string[] {
+  const what =
+    load.offsets === undefined
+      ? [
+          `--rw=${load.rw}`,
+          `--bs=${load.blockBytes}`,
+          "--norandommap",
+          "--time_based",
+          `--runtime=${load.seconds}`,
+          ...(load.readPercent === undefined ? [] : [`--rwmixread=${load.readPercent}`]),
+          ...(load.flushEvery === undefined ? [] : [`--fsync=${load.flushEvery}`]),
+          ...(load.perSecond === undefined ? [] : [`--rate_iops=${Math.round(load.perSecond)}`]),
+        ]
+      : [`--read_iolog=${load.offsets}`, "--replay_no_stall=1"];
+  return [
+    `--name=${JOB}`,
+    "--ioengine=nbd",
+    `--uri=${uri}`,
+    `--size=${sizeBytes}`,
+    `--iodepth=${load.depth}`,
+    `--numjobs=${load.connections}`,
+    "--group_reporting",
+    "--unified_rw_reporting=mixed",
+    "--randrepeat=0",
+    "--output-format=json",
+    ...what,
+  ];
 }
 
 /** Throws with what fio said where it could not run or a request failed. */
@@ -53,51 +92,26 @@ export async function fio(
   sizeBytes: number,
   pids: readonly number[],
 ): Promise<Outcome> {
-  const what =
-    load.offsets === undefined
-      ? [
-          `--rw=${load.rw}`,
-          `--bs=${load.blockBytes}`,
-          "--norandommap",
-          "--time_based",
-          `--runtime=${load.seconds}`,
-          ...(load.flushEvery === undefined ? [] : [`--fsync=${load.flushEvery}`]),
-        ]
-      : [`--read_iolog=${load.offsets}`, "--replay_no_stall=1"];
-  const args = [
-    `--name=${JOB}`,
-    "--ioengine=nbd",
-    `--uri=${uri}`,
-    `--size=${sizeBytes}`,
-    `--iodepth=${load.depth}`,
-    `--numjobs=${load.connections}`,
-    "--group_reporting",
-    "--randrepeat=0",
-    "--output-format=json",
-    ...what,
-  ];
   if (load.pin) for (const pid of pids) await run("taskset", ["-apc", load.pin.server, String(pid)]);
   const [command = "fio", ...words] = load.pin ? ["taskset", "-c", load.pin.client, "fio"] : ["fio"];
   const before = cpuSeconds(pids);
-  const { stdout, stderr } = await run(command, [...words, ...args], {
+  const { stdout, stderr } = await run(command, [...words, ...fioArguments(uri, load, sizeBytes)], {
     timeout: LIMIT_MS,
     maxBuffer: 1 << 24,
   });
   const spent = cpuSeconds(pids) - before;
   const { jobs } = JSON.parse(stdout.slice(stdout.indexOf("{"))) as Report;
-  const [job] = jobs;
-  const side = load.rw.endsWith("read") ? job.read : job.write;
-  if (job.error !== 0 || side.total_ios === 0)
-    throw new Error(`fio against ${uri} failed: ${stderr}${stdout}`);
-  const us = (percent: string) => (side.clat_ns.percentile?.[percent] ?? Number.NaN) / 1000;
+  const [{ error, mixed }] = jobs;
+  if (error !== 0 || mixed.total_ios === 0) throw new Error(`fio against ${uri} failed: ${stderr}${stdout}`);
+  const us = (percent: string) => (mixed.clat_ns.percentile?.[percent] ?? Number.NaN) / 1000;
   return {
-    requests: side.total_ios,
-    perSecond: side.iops,
-    bytesPerSecond: side.bw_bytes,
+    requests: mixed.total_ios,
+    seconds: mixed.total_ios / mixed.iops,
+    bytesPerSecond: mixed.bw_bytes,
     p50Us: us("50.000000"),
     p99Us: us("99.000000"),
-    maxUs: side.clat_ns.max / 1000,
-    serverCpuUs: (spent * 1e6) / side.total_ios,
+    maxUs: mixed.clat_ns.max / 1000,
+    serverCpuS: spent,
   };
 }
 

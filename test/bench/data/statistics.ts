@@ -1,4 +1,4 @@
-/** What interleaved rounds say: medians, and paired ratios with an interval that assumes no distribution. */
+/** What interleaved rounds say: quantiles, and paired ratios, with intervals that assume no distribution. */
 
 export function median(values: readonly number[]): number {
   if (values.length === 0) return Number.NaN;
@@ -8,38 +8,56 @@ export function median(values: readonly number[]): number {
   return sorted.length % 2 === 1 ? upper : ((sorted[middle - 1] ?? Number.NaN) + upper) / 2;
 }
 
-export interface Ratio {
-  readonly median: number;
-  /** Of the median, 95 %. With fewer than six rounds no order statistic is that sure: null. */
+/** The smallest value that at least the fraction `q` of them doesn't exceed (nearest rank). */
+export function quantile(values: readonly number[], q: number): number {
+  const sorted = [...values].sort((a, b) => a - b);
+  return sorted[Math.max(0, Math.ceil(q * sorted.length) - 1)] ?? Number.NaN;
+}
+
+/** The ends of a 95 % interval of what the values are a sample of. */
+export interface Interval {
+  /** null: no order statistic of so few values is that sure */
   readonly low: number | null;
   readonly high: number | null;
-  readonly rounds: number;
 }
 
 /**
- * Of pairs measured in the same round. The interval's ends are order statistics: the median lies between the k-th
- * smallest and the k-th largest ratio with the probability that fair coins give between k and n - k heads.
+ * Of the quantile `q`. Order statistics: the number of values below it is binomial with (n, q), so it lies below the
+ * k-th smallest value with the probability that fewer than k are; each end errs in 2.5 % of samples at most.
  */
-export function ratioOf(ours: readonly number[], theirs: readonly number[]): Ratio {
-  if (ours.length !== theirs.length) throw new Error("ratios need pairs");
-  const ratios = ours.map((value, i) => value / (theirs[i] ?? Number.NaN)).sort((a, b) => a - b);
-  const rank = surestRank(ratios.length);
-  return {
-    median: median(ratios),
-    low: rank === 0 ? null : (ratios[rank - 1] ?? null),
-    high: rank === 0 ? null : (ratios[ratios.length - rank] ?? null),
-    rounds: ratios.length,
-  };
+export function intervalOf(values: readonly number[], q = 0.5): Interval {
+  const sorted = [...values].sort((a, b) => a - b);
+  const n = sorted.length;
+  let low: number | null = null;
+  let high: number | null = null;
+  let below = 0;
+  for (let k = 0; k < n; k++) {
+    const chance = binomial(n, k, q);
+    below += chance;
+    if (below <= 0.025) low = sorted[k] ?? null;
+    if (1 - below <= 0.025) {
+      high = sorted[k] ?? null;
+      break;
+    }
+  }
+  return { low, high };
 }
 
-/** The largest k whose interval still covers 95 %; 0: none does. */
-function surestRank(n: number): number {
-  let below = 0;
-  let ways = 1;
-  for (let k = 0; 2 * k < n; k++) {
-    below += ways / 2 ** n;
-    if (2 * below > 0.05) return k;
-    ways = (ways * (n - k)) / (k + 1);
-  }
-  return 0;
+/** The probability of k heads in n throws of a coin that shows heads with `q`. */
+function binomial(n: number, k: number, q: number): number {
+  let logarithm = k * Math.log(q) + (n - k) * Math.log1p(-q);
+  for (let i = 1; i <= k; i++) logarithm += Math.log((n - k + i) / i);
+  return Math.exp(logarithm);
+}
+
+export interface Ratio extends Interval {
+  readonly median: number;
+  readonly rounds: number;
+}
+
+/** Of pairs measured in the same round; the interval is that of the median. */
+export function ratioOf(ours: readonly number[], theirs: readonly number[]): Ratio {
+  if (ours.length !== theirs.length) throw new Error("ratios need pairs");
+  const ratios = ours.map((value, i) => value / (theirs[i] ?? Number.NaN));
+  return { median: median(ratios), ...intervalOf(ratios), rounds: ratios.length };
 }

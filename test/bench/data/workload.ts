@@ -1,0 +1,44 @@
+/** A load, who takes part, and which ratios csnap shall reach (the project's own aims). */
+import type { Transport } from "./contestant.js";
+import type { Load } from "./fio.js";
+
+const KIB = 1024;
+
+/** Files of offsetsFile() over regions of 64 KiB, the largest unit of copying that is compared. */
+export interface Offsets {
+  readonly every: string;
+  /** an eighth of them, for servers that sync each write */
+  readonly some: string;
+}
+
+/** csnap's rate through that of `peer`. */
+export interface Aim {
+  readonly peer: string;
+  readonly least?: number;
+  readonly aim?: number;
+}
+
+export interface Workload {
+  readonly name: string;
+  /** Who is judged. */
+  readonly ours: string;
+  readonly peers: readonly Aim[];
+  readonly load: Load;
+  readonly unit: "requests/s" | "MB/s";
+  /** Default: a unix socket. */
+  readonly transport?: Transport;
+  /**
+   * Before each run, where the contestant knows how: everything is owed to a snapshot again; or everything has been
+   * copied for one; or what is read leaves the page cache.
+   */
+  readonly before?: "share" | "copy" | "drop-cache";
+  /** The rate counts the flush after the last write too. */
+  readonly toTheFlush?: boolean;
+}
+
+/** 4 KiB requests at random. */
+export const small = (rw: "randread" | "randwrite" | "randrw", depth: number, connections = 1): Load => ({
+  ...{ rw, depth, connections },
+  blockBytes: 4 * KIB,
+  seconds: 2,
+});
