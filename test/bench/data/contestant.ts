@@ -19,6 +19,8 @@ export interface Contestant {
   copyAll?(): Promise<void>;
   /** shareAll() works while it serves. */
   readonly live?: boolean;
+  /** What is written is gone when it ends, so there is nothing to flush. */
+  readonly volatile?: boolean;
   /** What it reads from leaves the page cache. While it doesn't write. */
   dropCache(): Promise<void>;
   close(): Promise<void>;

@@ -35,7 +35,7 @@ async function timed(action: () => Promise<void>): Promise<Span> {
 
 const lengthOf = ({ from, to }: Span) => to - from;
 
-/** Writes per second to the flush: of a file like the origin beside it, and of the volume after a snapshot. */
+/** Writes per second with what makes them durable: of a file like the origin beside it, and of the volume after a snapshot. */
 async function ratesOf({ csnap, directory, offsets, seconds }: Circumstances) {
   const image = join(directory, "device.img");
   fillImage(image, csnap.bytes);
@@ -45,7 +45,7 @@ async function ratesOf({ csnap, directory, offsets, seconds }: Circumstances) {
     ...{ name: NAME, ours: csnap.name, peers: [], unit: "requests/s" },
     load: { ...small("randwrite", DEPTH), offsets: offsets.every },
     before: "share",
-    toTheFlush: true,
+    sustained: true,
   };
   return { device, volume: (await measure(csnap, firstWrites, csnap.bytes)).rate };
 }

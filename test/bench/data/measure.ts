@@ -46,27 +46,28 @@ export async function measure(one: Contestant, workload: Workload, sizeBytes: nu
 }
 
 async function pass(one: Contestant, workload: Workload, sizeBytes: number): Promise<Outcome> {
-  const { before, load, toTheFlush, transport = "unix" } = workload;
+  const { before, load, sustained, transport = "unix" } = workload;
   if (before === "share" && one.live !== true) await one.shareAll?.();
   if (before === "drop-cache") await one.dropCache();
   const running = await one.start(transport);
+  let outcome: Outcome;
+  let start: number;
   try {
     if (before === "share" && one.live === true) await one.shareAll?.();
     if (before === "copy") await one.copyAll?.();
-    const outcome = await fio(running.uri, load, sizeBytes, running.pids);
-    if (toTheFlush !== true) return outcome;
-    const seconds = outcome.seconds + (await flushSeconds(running));
-    return { ...outcome, seconds, bytesPerSecond: (outcome.bytesPerSecond * outcome.seconds) / seconds };
+    outcome = await fio(running.uri, load, sizeBytes, running.pids);
+    start = performance.now();
+    if (sustained === true && one.volatile !== true) await flush(running);
   } finally {
     await running.stop();
   }
+  if (sustained !== true) return outcome;
+  const seconds = outcome.seconds + (performance.now() - start) / 1000;
+  return { ...outcome, seconds, bytesPerSecond: (outcome.bytesPerSecond * outcome.seconds) / seconds };
 }
 
-async function flushSeconds({ uri }: Running): Promise<number> {
+async function flush({ uri }: Running): Promise<void> {
   const client = await NbdClient.open(addressOf(uri), { export: exportOf(uri), timeoutMs: FLUSH_LIMIT_MS });
-  const start = performance.now();
   await client.flush();
-  const end = performance.now();
   await client.disconnect();
-  return (end - start) / 1000;
 }

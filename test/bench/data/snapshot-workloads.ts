@@ -9,14 +9,14 @@ function firstWrites({ every: offsets }: Offsets): Workload[] {
   const all: Workload[] = [];
   const aims = {
     burst: { 1: [20, 40], 16: [12, 25], 64: [15, 30] },
-    toTheFlush: { 1: [10, 25], 16: [8, 15], 64: [10, 20] },
+    sustained: { 1: [10, 25], 16: [8, 15], 64: [10, 20] },
   } as const;
   for (const depth of [1, 16, 64] as const)
-    for (const toTheFlush of [false, true]) {
-      const [least, aim] = (toTheFlush ? aims.toTheFlush : aims.burst)[depth];
+    for (const sustained of [false, true]) {
+      const [least, aim] = (sustained ? aims.sustained : aims.burst)[depth];
       all.push({
         ...requests,
-        name: `first write after a snapshot, 16k chunks, QD${depth}${toTheFlush ? ", to the flush" : ""}`,
+        name: `first write after a snapshot, 16k chunks, QD${depth}${sustained ? ", sustained" : ""}`,
         ours: "csnap 16k",
         peers: [
           { peer: "qcow2 16k", least, aim },
@@ -25,7 +25,7 @@ function firstWrites({ every: offsets }: Offsets): Workload[] {
         ],
         load: { ...small("randwrite", depth), offsets },
         before: "share",
-        toTheFlush,
+        sustained,
       });
     }
   for (const kib of [4, 64])

@@ -32,8 +32,11 @@ export interface Workload {
    * copied for one; or what is read leaves the page cache.
    */
   readonly before?: "share" | "copy" | "drop-cache";
-  /** The rate counts the flush after the last write too. */
-  readonly toTheFlush?: boolean;
+  /**
+   * The rate counts what the writes left to be done: a flush and the server's clean stop, after which nothing is staged.
+   * (A flush alone may be answered as soon as a journal is durable.)
+   */
+  readonly sustained?: boolean;
 }
 
 /** 4 KiB requests at random. */

@@ -45,9 +45,9 @@ const plans: readonly Plan[] = [
   },
   {
     file: "first-write-sustained.svg",
-    title: "First writes of 4 KiB after a snapshot, with the final drain and flush",
+    title: "First writes of 4 KiB after a snapshot, until flushed and cleanly stopped",
     scale: "log",
-    groups: firstWrites(", to the flush"),
+    groups: firstWrites(", sustained"),
   },
 ];
 
