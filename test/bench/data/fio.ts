@@ -16,7 +16,7 @@ export interface Load {
   readonly depth: number;
   /** Each is a process of its own. */
   readonly connections: number;
-  /** Length of a run; with `offsets` the run ends when each was written once. */
+  /** Length of a run; with `offsets` it also ends when each was written once. */
   readonly seconds: number;
   /** A file of offsetsFile(). */
   readonly offsets?: string;
@@ -69,7 +69,7 @@ export function fioArguments(uri: string, load: Load, sizeBytes: number): string
           ...(load.flushEvery === undefined ? [] : [`--fsync=${load.flushEvery}`]),
           ...(load.perSecond === undefined ? [] : [`--rate_iops=${Math.round(load.perSecond)}`]),
         ]
-      : [`--read_iolog=${load.offsets}`, "--replay_no_stall=1"];
+      : [`--read_iolog=${load.offsets}`, "--replay_no_stall=1", `--runtime=${load.seconds}`];
   return [
     `--name=${JOB}`,
     "--ioengine=nbd",

@@ -1,12 +1,7 @@
 /** The origin without snapshots: what serving alone costs. */
-import { type Aim, small, type Workload } from "./workload.js";
+import { type Aim, PINS, small, type Workload } from "./workload.js";
 
 const MIB = 1024 * 1024;
-
-const pins = {
-  "one core": { client: "0", server: "0" },
-  "two cores": { client: "0", server: "1" },
-} as const;
 
 const others: readonly Aim[] = [{ peer: "qemu-storage-daemon" }, { peer: "nbd-server" }];
 
@@ -21,7 +16,7 @@ const beside: readonly Aim[] = [{ peer: "nbdkit file" }, { peer: "qemu-nbd raw" 
 
 function random(rw: "randread" | "randwrite"): Workload[] {
   const name = `4k random ${wordOf[rw]}`;
-  const qd1 = Object.entries(pins).map(([cores, pin]) => ({
+  const qd1 = Object.entries(PINS).map(([cores, pin]) => ({
     ...requests,
     name: `${name}, QD1, ${cores}`,
     peers: beside,

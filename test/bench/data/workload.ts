@@ -45,3 +45,9 @@ export const small = (rw: "randread" | "randwrite" | "randrw", depth: number, co
   blockBytes: 4 * KIB,
   seconds: 2,
 });
+
+/** The processors of client and server where one request at a time is measured. */
+export const PINS = {
+  "one core": { client: "0", server: "0" },
+  "two cores": { client: "0", server: "1" },
+} as const;

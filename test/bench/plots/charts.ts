@@ -18,12 +18,16 @@ interface Plan {
   readonly groups: readonly (readonly [string, string])[];
 }
 
-const DEPTHS = [1, 16, 64] as const;
+const WAYS = [
+  ["one at a time, one core", "QD1, one core"],
+  ["one at a time, two cores", "QD1, two cores"],
+  ["queue depth 16", "QD16"],
+  ["queue depth 64", "QD64"],
+] as const;
 
 const firstWrites = (suffix: string) =>
-  DEPTHS.map(
-    (depth) =>
-      [`queue depth ${depth}`, `first write after a snapshot, 16k chunks, QD${depth}${suffix}`] as const,
+  WAYS.map(
+    ([heading, way]) => [heading, `first write after a snapshot, 16k chunks, ${way}${suffix}`] as const,
   );
 
 const plans: readonly Plan[] = [
