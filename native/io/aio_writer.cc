@@ -67,31 +67,35 @@ Status AioWriter::write(std::span<const DeviceWrite> writes, Gate* gate) {
     io_event events[kDepth];
     const long ended = syscall(SYS_io_getevents, context_, 1, kDepth, events, nullptr);
     if (ended < 0) CSNAP_ASSERT(errno == EINTR);
-    for (long i = 0; i < ended; i++) note(finish(pieces[events[i].data], events[i].res));
+    for (long i = 0; i < ended; i++) note(finish(pieces[events[i].data], events[i].res, gate));
     if (ended > 0) under_way -= static_cast<size_t>(ended);
   }
   return status;
 }
 
-Status AioWriter::finish(const Piece& piece, int64_t result) {
+Status AioWriter::finish(const Piece& piece, int64_t result, Gate* gate) {
   if (result == static_cast<int64_t>(piece.length)) return Status();
-  const auto done = static_cast<size_t>(std::max<int64_t>(result, 0));
+  if (result < 0) return error(piece, static_cast<int>(-result));
+  if (gate != nullptr && !gate->admit()) return Status(Code::FENCED, name_);
+  const auto done = static_cast<size_t>(result);
   return write_rest({piece.offset + done, piece.data + done, piece.length - done});
 }
 
-// What could not be written at once, or failed, by plain writes: they say what is wrong.
+// What was cut short, or could not be submitted.
 Status AioWriter::write_rest(Piece piece) {
   while (piece.length > 0) {
     const ssize_t n = pwrite(fd_, piece.data, piece.length, static_cast<off_t>(piece.offset));
     if (n < 0 && errno == EINTR) continue;
-    if (n <= 0)
-      return Status::from_errno(
-          n < 0 ? errno : EIO, name_ + ": write of " + std::to_string(piece.length) + " bytes at " +
-                                   std::to_string(piece.offset));
+    if (n <= 0) return error(piece, n < 0 ? errno : EIO);
     piece = {piece.offset + static_cast<size_t>(n), piece.data + n,
              piece.length - static_cast<size_t>(n)};
   }
   return Status();
+}
+
+Status AioWriter::error(const Piece& piece, int error_number) const {
+  return Status::from_errno(error_number, name_ + ": write of " + std::to_string(piece.length) +
+                                              " bytes at " + std::to_string(piece.offset));
 }
 
 }  // namespace csnap

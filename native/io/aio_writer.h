@@ -38,8 +38,9 @@ class AioWriter {
     const char* data = nullptr;
     size_t length = 0;
   };
-  Status finish(const Piece& piece, int64_t result);
+  Status finish(const Piece& piece, int64_t result, Gate* gate);
   Status write_rest(Piece piece);
+  Status error(const Piece& piece, int error_number) const;
 
   const int fd_;
   const std::string name_;

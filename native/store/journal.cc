@@ -39,7 +39,11 @@ const EpochTermInfo* term_of(const std::vector<EpochTermInfo>& chain, Sequence s
 
 std::byte* RecordBatch::add(format::RecordKind kind, size_t payload_bytes) {
   const size_t offset = round_up(bytes_.size(), kRecordAlignBytes);
-  bytes_.resize(offset + sizeof(RecordHeader) + payload_bytes);
+  const size_t end = offset + sizeof(RecordHeader) + payload_bytes;
+  // With room for the padding, which would else move it all once more.
+  if (end > bytes_.capacity())
+    bytes_.reserve(std::max(2 * bytes_.capacity(), round_up(end, kAppendUnitBytesMax)));
+  bytes_.resize(end);
   auto* header = reinterpret_cast<RecordHeader*>(bytes_.data() + offset);
   header->kind = static_cast<uint16_t>(kind);
   header->length_bytes = static_cast<uint32_t>(sizeof(RecordHeader) + payload_bytes);

@@ -36,7 +36,7 @@ uint64_t StagedTable::put(ChunkIndex index, Generation generation, uint64_t star
     if (!copied) {
       owed = owed_count_.fetch_add(1, std::memory_order_release) + 1;
       chunk.owed_position = place.position;
-      owed_in_order_.emplace_back(place.position, index);
+      owed_in_order_.push_back({place.position, index});
     }
     bits_.set(index);
     count_.fetch_add(1, std::memory_order_release);
@@ -138,18 +138,18 @@ std::vector<ChunkIndex> StagedTable::owed_from(ChunkIndex from, size_t limit) {
   return found;
 }
 
+bool StagedTable::is_owed(const OwedEntry& entry) const {
+  const auto at = chunks_.find(entry.chunk);
+  return at != chunks_.end() && !at->second.copied && at->second.owed_position == entry.position;
+}
+
 std::vector<ChunkIndex> StagedTable::oldest_owed(size_t limit) {
   std::vector<ChunkIndex> found;
   {
     MutexLock lock(mutex_);
-    const auto is_owed = [this](const std::pair<uint64_t, ChunkIndex>& entry) {
-      const auto at = chunks_.find(entry.second);
-      return at != chunks_.end() && !at->second.copied && at->second.owed_position == entry.first;
-    };
-    while (!owed_in_order_.empty() && !is_owed(owed_in_order_.front())) owed_in_order_.pop_front();
-    for (const auto& entry : owed_in_order_) {
+    for (const OwedEntry& entry : owed_in_order_) {
       if (found.size() == limit) break;
-      if (is_owed(entry)) found.push_back(entry.second);
+      if (is_owed(entry)) found.push_back(entry.chunk);
     }
   }
   std::sort(found.begin(), found.end());
@@ -180,6 +180,7 @@ BlockNumber StagedTable::set_copied(ChunkIndex index) {
   CSNAP_ASSERT(!chunk.copied);
   chunk.copied = true;
   owed_count_.fetch_sub(1, std::memory_order_release);
+  while (!owed_in_order_.empty() && !is_owed(owed_in_order_.front())) owed_in_order_.pop_front();
   if (!std::exchange(chunk.reserved, false)) return 0;
   const BlockNumber block = reserved_.back();
   reserved_.pop_back();

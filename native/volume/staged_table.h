@@ -139,7 +139,12 @@ class StagedTable {
     std::vector<PageSlot> pages;
   };
   using Chunks = std::map<ChunkIndex, Chunk>;
+  struct OwedEntry {
+    uint64_t position;
+    ChunkIndex chunk;
+  };
 
+  bool is_owed(const OwedEntry& entry) const;
   // Adds what is staged within [from, upto) of a chunk; `at` of its start is `base`.
   static void collect(Chunk& chunk, uint64_t from, uint64_t upto, uint64_t base,
                       std::vector<Piece>& pieces);
@@ -154,8 +159,8 @@ class StagedTable {
   Chunks chunks_;
   // By position: who is oldest. An entry belongs to the chunk whose `first` it is.
   std::map<uint64_t, ChunkIndex> by_position_;
-  // Who may still have to be copied out, oldest first; some are done.
-  std::deque<std::pair<uint64_t, ChunkIndex>> owed_in_order_;
+  // Who may have to be copied out, oldest first. Some are done, but not the first.
+  std::deque<OwedEntry> owed_in_order_;
   std::deque<BlockNumber> reserved_;  // T5; oldest first, as the space map hands out neighbours
 };
 
