@@ -18,7 +18,8 @@ const ADDRESS = {
   uris: ["nbd+unix:///?socket=/run/csnap/disk1.sock"],
   controlSocket: "/run/csnap/disk1.control",
 };
-const ARRIVAL_LIMIT_MS = 100;
+/** A message, not a poll; what it takes is measured by the benchmark, on a machine with nothing else to do. */
+const ARRIVAL_LIMIT_MS = 500;
 const CALL_LIMIT_MS = 1;
 const RACE_ROUNDS = 200;
 const KILL_ROUNDS = 30;
