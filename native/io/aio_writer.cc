@@ -13,15 +13,20 @@
 
 namespace csnap {
 
-std::unique_ptr<AioWriter> AioWriter::make(int fd, const std::string& name) {
+std::unique_ptr<AioWriter> AioWriter::make(int fd, const std::string& name, bool is_block,
+                                           bool is_cached) {
   aio_context_t context = 0;
-  if (syscall(SYS_io_setup, kDepth, &context) != 0) return nullptr;
+  const bool waits = is_block && is_cached;
+  if (!waits && syscall(SYS_io_setup, kDepth, &context) != 0) return nullptr;
   return std::unique_ptr<AioWriter>(new AioWriter(fd, name, context));
 }
 
-AioWriter::~AioWriter() { syscall(SYS_io_destroy, context_); }
+AioWriter::~AioWriter() {
+  if (context_ != 0) syscall(SYS_io_destroy, context_);
+}
 
 Status AioWriter::write(std::span<const DeviceWrite> writes, Gate* gate) {
+  if (context_ == 0) return write_each(writes, gate);
   std::vector<Piece> pieces;
   for (const DeviceWrite& write : writes)
     for (size_t done = 0; done < write.length; done += kPieceBytes)
@@ -71,6 +76,14 @@ Status AioWriter::write(std::span<const DeviceWrite> writes, Gate* gate) {
     if (ended > 0) under_way -= static_cast<size_t>(ended);
   }
   return status;
+}
+
+Status AioWriter::write_each(std::span<const DeviceWrite> writes, Gate* gate) {
+  for (const DeviceWrite& write : writes) {
+    if (gate != nullptr && !gate->admit()) return Status(Code::FENCED, name_);
+    CSNAP_TRY(write_rest({write.offset, static_cast<const char*>(write.data), write.length}));
+  }
+  return Status();
 }
 
 Status AioWriter::finish(const Piece& piece, int64_t result, Gate* gate) {

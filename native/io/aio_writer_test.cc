@@ -91,7 +91,7 @@ TEST_CASE("uncached writes: an error names the file, and nothing is under way af
     return;
   }
   {
-    auto writer = AioWriter::make(fd, path);
+    auto writer = AioWriter::make(fd, path, false, false);
     REQUIRE(writer);
     Aligned memory(kBytes);
     std::memset(memory.data, 1, kBytes);

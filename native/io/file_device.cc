@@ -166,7 +166,7 @@ void FileDevice::prepare_uncached_writes() {
   } else if (direct_->alignment().unit_bytes > kBlockBytes) {
     return;
   }
-  uncached_ = AioWriter::make(direct, path_);
+  uncached_ = AioWriter::make(direct, path_, is_block_, !direct_);
 }
 
 bool same_object(const std::string& path, const std::string& other) {

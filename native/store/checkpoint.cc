@@ -10,8 +10,15 @@ using format::Superblock;
 
 bool Store::wants_checkpoint() {
   MutexLock lock(transaction_);
-  return !failed() && (journal_used_bytes() * 4 >= superblock_.journal_bytes ||
-                       fresh_.size() * 2 >= dirty_limit());
+  if (failed()) return false;
+  if (fresh_.size() * 2 >= dirty_limit()) return true;
+  MutexLock append(append_);
+  const uint64_t used = journal_->used_bytes();
+  if (used * 4 < journal_->size_bytes()) return false;
+  // What the tail would gain: a staged write may hold it.
+  const std::optional<RecordPlace> oldest = oldest_ ? oldest_() : std::nullopt;
+  const uint64_t gain = oldest ? oldest->position - superblock_.journal_tail : used;
+  return gain * 32 >= journal_->size_bytes() || (gain > 0 && used * 2 >= journal_->size_bytes());
 }
 
 // Everything of the next superblock but the roots. All transactions so far are in the state being
@@ -29,7 +36,8 @@ void Store::fill_superblock(Superblock& next) {
     next.journal_tail = oldest ? oldest->position : journal_->head();
     next.tail_sequence = oldest ? oldest->sequence : journal_->next_sequence();
     next.state_sequence = journal_->next_sequence() - 1;
-    next.confirmed_sequence = confirmed_;
+    // This superblock follows the sync that makes them durable.
+    next.confirmed_sequence = std::max<Sequence>(confirmed_, next.state_sequence);
   }
   next.exception_count = index_->stats().entries;
   next.snapshot_slots = snapshots_->slots();

@@ -155,14 +155,18 @@ Result<JournalEnd> Journal::scan(uint64_t tail_position, Sequence tail_sequence,
 }
 
 Result<bool> Journal::any_record(const std::function<bool(const RecordHeader&)>& match) {
-  std::vector<std::byte> ring(bytes_);
-  CSNAP_TRY(store_.read(format::kJournalOffset, ring.data(), ring.size()));
+  Slice slice(store_, bytes_);
   for (uint64_t offset = 0; offset + sizeof(RecordHeader) <= bytes_; offset += kRecordAlignBytes) {
+    const std::byte* bytes = slice.get(offset, sizeof(RecordHeader));
+    if (!bytes) return slice.status;
     RecordHeader header;
-    std::memcpy(&header, ring.data() + offset, sizeof header);
-    if (header.magic == format::kRecordMagic && match(header) &&
-        intact(ring.data() + offset, bytes_ - offset))
-      return true;
+    std::memcpy(&header, bytes, sizeof header);
+    const uint64_t length = header.length_bytes;
+    if (header.magic != format::kRecordMagic || !match(header) || length > bytes_ - offset)
+      continue;
+    bytes = slice.get(offset, length);
+    if (!bytes) return slice.status;
+    if (intact(bytes, length)) return true;
   }
   return false;
 }

@@ -155,7 +155,9 @@ Result<Store::Transaction> Store::begin(Priority priority, uint64_t record_bytes
                         "larger store");
     if (journal_full && attempt > 0 && (priority == Priority::COPY || priority == Priority::STAGED))
       return Status(Code::WOULD_BLOCK, device_.name() + ": the journal is full of staged writes");
-    if (journal_full && relieve_) relieve_(is_data || priority == Priority::RESERVED);
+    // The committer, whose priorities the others are, can't wait for itself.
+    const bool waits = priority == Priority::DATA || priority == Priority::RESERVED;
+    if (journal_full && relieve_) relieve_(waits);
     CSNAP_TRY(checkpoint());
   }
 }

@@ -65,22 +65,21 @@ bool VolumeImpl::is_staging_pressed() {
 
 // One round. True: there was something to apply.
 Result<bool> VolumeImpl::apply_round(bool all) {
-  const std::vector<StagedTable::Content> contents = staged_->applicable(kRoundBytes, all);
+  std::vector<StagedTable::Content> contents = staged_->applicable(kRoundBytes, all);
   if (contents.empty()) return false;
   // Who saw such a chunk before it was staged, and writes it in place, has left by then; nobody
   // comes after it. Else that write might land on what is applied, behind the table's back.
   writers_.synchronize();
   Sequence upto = 0;
   std::vector<ChunkIndex> chunks;
-  for (const StagedTable::Content& content : contents) {
+  Status no_space;
+  for (StagedTable::Content& content : contents) {
     Status status = put_in_place(content);
     if (status.code() == Code::NO_SPACE) {
-      emit(VolumeEvent::Kind::ORIGIN_FULL, nullptr,
-           origin_.name() +
-               ": no room for acknowledged writes, which stay in the snapshot "
-               "store until there is: make room on its file system",
-           Code::NO_SPACE);
-      return status;
+      // It stays; the others need not wait for it.
+      no_space = std::move(status);
+      content.pieces.clear();
+      continue;
     }
     if (!status.ok()) {
       fail(status, false);
@@ -89,6 +88,17 @@ Result<bool> VolumeImpl::apply_round(bool all) {
     upto = std::max(upto, content.last);
     chunks.push_back(content.chunk);
   }
+  if (no_space.ok() == origin_full_told_) {
+    origin_full_told_ = !no_space.ok();
+    if (origin_full_told_)
+      emit(VolumeEvent::Kind::ORIGIN_FULL, nullptr,
+           origin_.name() +
+               ": no room for acknowledged writes, which stay in the snapshot "
+               "store until there is: make room on its file system",
+           Code::NO_SPACE);
+  }
+  if (chunks.empty()) return no_space;
+  std::erase_if(contents, [](const StagedTable::Content& one) { return one.pieces.empty(); });
   if (Status status = origin_.sync(); !status.ok()) {
     fail(status, true);
     return store_->failure();
@@ -111,6 +121,7 @@ Result<bool> VolumeImpl::apply_round(bool all) {
     if (staged_->applied(content.chunk, content.last)) left.push_back(content.chunk);
   counters_.applied.fetch_add(left.size(), std::memory_order_relaxed);
   release_applied(left, Status());
+  if (!no_space.ok()) return no_space;
   return true;
 }
 

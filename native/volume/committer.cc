@@ -1,5 +1,5 @@
-// The committer: one thread that copies out the chunks which parked writes wait for, in origin
-// order and in groups, and makes a group's data and records durable with one sync.
+// The committer: one thread that copies out the chunks that are staged or that parked writes wait
+// for, in origin order and in groups, and makes a group's data and records durable with one sync.
 //
 //  W2  A group's waiters go on only after that sync; its bits are set only then.
 #include <algorithm>
@@ -20,18 +20,17 @@ constexpr uint32_t kPressedGroup = 32;
 void VolumeImpl::commit_loop() {
   MutexLock lock(pending_mutex_);
   bool staged_turn = false;
-  bool held = false;
+  uint64_t held_until_ms = 0;
   ChunkIndex staged_cursor = 0;
   while (true) {
     while (pending_.empty() && (staged_->owed_count() == 0 || store_->failed()) && !committer_stop_)
       pending_wake_.wait(lock);
-    const bool owes = staged_->owed_count() > 0 && !store_->failed() && !held &&
-                      (!committer_stop_ || committer_drain_);
+    const bool owes = staged_->owed_count() > 0 && !store_->failed() &&
+                      monotonic_ms() >= held_until_ms && (!committer_stop_ || committer_drain_);
     if (pending_.empty() && !owes) {
       if (committer_stop_) return;
       // What is staged can't be copied out now: the store is full, or doesn't take it.
       pending_wake_.wait_for(lock, kHeldRetryMs);
-      held = false;
       continue;
     }
     if (pending_.empty() && !is_copying_urgent() && pending_wake_.wait_for(lock, kGatherMs))
@@ -48,7 +47,7 @@ void VolumeImpl::commit_loop() {
                   : staged_->owed_from(staged_cursor, options_.group_chunks_max);
       if (!chunks.empty()) {
         if (!pressed) staged_cursor = chunks.back() + 1;
-        held = !commit_group(chunks, true);
+        if (!commit_group(chunks, true)) held_until_ms = monotonic_ms() + kHeldRetryMs;
       }
       lock.lock();
       continue;
@@ -110,18 +109,21 @@ bool VolumeImpl::commit_group(std::span<const ChunkIndex> chunks, bool staged) {
     }
     const uint64_t progress = space_progress();
     std::shared_ptr<GenerationState> state;
+    std::vector<Generation> live;
     {
       // Under the lock no snapshot is at its barrier: a chunk that this state calls owed is written
       // by nobody, not even by a writer that came in under the former state and is still at it.
       MutexLock lock = store_->lock();
       state = generation_state();
+      live = store_->snapshots().live(kOriginVolume);
     }
     CopyGroup group;
     const uint64_t limit = std::min<uint64_t>(store_->changes_max(), group_slots_);
-    Status status = choose(chunks.first(std::min(chunks.size(), limit)), *state, staged, group);
+    Status status =
+        choose(chunks.first(std::min(chunks.size(), limit)), *state, live, staged, group);
     bool full = false;
     if (status.ok() && !group.copies.empty()) {
-      copy_group(group);
+      copy_group(group, staged);
       full = group.placed < group.copies.size();
       if (full) group.cut_at(group.copies[group.placed].at);
       held = drop_failed(group) || held;
@@ -152,35 +154,49 @@ bool VolumeImpl::commit_group(std::span<const ChunkIndex> chunks, bool staged) {
       copy_out_staged();
       apply_staged();
     }
+    if (!group.starved.empty()) {
+      held = true;
+      if (!wait_for_space(progress) && !store_->failed()) tell_full(group.starved, true);
+    }
     if (full && !chunks.empty() && !wait_for_space(progress)) {
       if (store_->failed()) continue;  // no lack of space, then
-      const Status why(Code::NO_SPACE,
-                       store_->device().name() + ": the snapshot store is full; delete snapshots");
-      release_applied(chunks, why);
-      if (staged) {
-        emit(VolumeEvent::Kind::STORE_FULL, nullptr,
-             why.message() + ": acknowledged writes wait in its journal");
-        return false;
-      }
-      emit(VolumeEvent::Kind::STORE_FULL, nullptr, why.message());
-      release_waiters(chunks, why);
-      return true;
+      tell_full(chunks, staged);
+      return !staged;
     }
   }
   return !held;
 }
 
+// Nothing more can be done for these chunks: the store has no room. What is staged of them waits.
+void VolumeImpl::tell_full(std::span<const ChunkIndex> chunks, bool staged) {
+  const Status why(Code::NO_SPACE,
+                   store_->device().name() + ": the snapshot store is full; delete snapshots");
+  emit(VolumeEvent::Kind::STORE_FULL, nullptr,
+       why.message() + (staged ? ": acknowledged writes wait in its journal" : ""));
+  release_applied(chunks, why);
+  if (!staged) release_waiters(chunks, why);
+}
+
 // Which of `chunks` need copying, and which are done without. Errors: the volume has failed.
-Status VolumeImpl::choose(std::span<const ChunkIndex> chunks, GenerationState& state, bool staged,
-                          CopyGroup& group) {
+// `live`: the origin's snapshots, as of `state`.
+Status VolumeImpl::choose(std::span<const ChunkIndex> chunks, GenerationState& state,
+                          const std::vector<Generation>& live, bool staged, CopyGroup& group) {
   for (const ChunkIndex chunk : chunks) {
     const Generation newest = state.newest_live.load();
     bool copies = false;
     if (const std::optional<StagedTable::Owed> owed = staged_->owed(chunk)) {
       // Staged after a snapshot that this state knows nothing of: the next round's does (W7).
       if (owed->generation > state.generation) break;
-      // Owed to nobody younger than what is staged; record_group() looks closer.
-      copies = newest != 0;
+      // Owed to those who are older than what is staged, unless they have it: recovery knows only
+      // that the chunk was staged.
+      const Generation last = last_live(live, owed->generation - 1);
+      Result<std::optional<Entry>> found = std::optional<Entry>();
+      if (newest != 0 && last != 0) found = lookup(chunk, last);
+      if (!found.ok()) {
+        fail(found.status(), false);
+        return store_->failure();
+      }
+      copies = newest != 0 && last != 0 && !found.value();
       if (!copies) settle_staged(chunk);
     } else if (!staged && !staged_->has(chunk) && newest != 0 && !state.copied_bits.test(chunk)) {
       // What is staged was copied out: whoever waits finds out that it has to wait for the applier.
@@ -209,13 +225,17 @@ bool VolumeImpl::drop_failed(CopyGroup& group) {
   bool held = false;
   const auto failed = [&](const CopyOut& copy) {
     if (copy.status.ok()) return false;
+    std::erase(group.done, copy.chunk());
+    if (copy.status.code() == Code::NO_SPACE) {
+      group.starved.push_back(copy.chunk());
+      return true;
+    }
     if (staged_->owed(copy.chunk())) {
       emit(VolumeEvent::Kind::STORE_FULL, nullptr, copy.status.message());
       release_applied({&copy.entry.key.chunk, 1}, copy.status);
       held = true;
     }
     release_waiters({&copy.entry.key.chunk, 1}, copy.status);
-    std::erase(group.done, copy.chunk());
     return true;
   };
   std::erase_if(group.copies, failed);
@@ -225,6 +245,7 @@ bool VolumeImpl::drop_failed(CopyGroup& group) {
 // The chunk is owed to nobody that what is staged of it could hurt: it may be applied.
 void VolumeImpl::settle_staged(ChunkIndex chunk) {
   if (const BlockNumber reserved = staged_->set_copied(chunk)) store_->abandon_chunk(reserved);
+  read_failures_.erase(chunk);
 }
 
 // Records a group's exceptions, keyed by the generation as the journal knows it: content that was

@@ -13,6 +13,7 @@ namespace {
 
 // Of a chunk of the origin that can't be read, before it counts as lost.
 constexpr int kReadTries = 10;
+constexpr uint64_t kReadTryMs = 1000;
 
 bool is_all_zero(const std::byte* data, size_t length) {
   // The first word is zero and every byte equals the one 8 before it.
@@ -28,7 +29,9 @@ std::byte* VolumeImpl::copy_of(const CopyOut& copy) const {
   return group_buffer_.get() + copy.slot * chunk_bytes_;
 }
 
-void VolumeImpl::copy_group(CopyGroup& group) {
+// `passes_over`: who finds no room is left out with NO_SPACE, and the others, whose room may be
+// reserved, go on.
+void VolumeImpl::copy_group(CopyGroup& group, bool passes_over) {
   if (group_buffer_ == nullptr) {
     void* memory = std::aligned_alloc(kBlockBytes, group_slots_ * chunk_bytes_);
     CSNAP_ASSERT(memory != nullptr);
@@ -42,7 +45,11 @@ void VolumeImpl::copy_group(CopyGroup& group) {
     read_copies({&copies[first], end - first});
   }
   group.placed = 0;
-  while (group.placed < copies.size() && place(copies[group.placed])) group.placed++;
+  for (; group.placed < copies.size(); group.placed++) {
+    if (place(copies[group.placed])) continue;
+    if (!passes_over) break;
+    copies[group.placed].status = Status(Code::NO_SPACE, "");
+  }
   write_copies({copies.data(), group.placed});
 }
 
@@ -63,7 +70,7 @@ void VolumeImpl::read_copies(std::span<CopyOut> copies) {
     // The first write waits for a better time; one that is acknowledged can't wait for ever.
     CopyOut& copy = copies.front();
     if (read.code() != Code::IO_ERROR || !staged_->has(copy.chunk()) ||
-        ++read_failures_[copy.chunk()] < kReadTries) {
+        !is_lost(read_failures_[copy.chunk()])) {
       copy.status = std::move(read);
       return;
     }
@@ -73,6 +80,14 @@ void VolumeImpl::read_copies(std::span<CopyOut> copies) {
          read.message() + "; the chunk is lost to the snapshots that share it");
     copy.entry.location = Location::of(format::LocationKind::LOST);
   }
+}
+
+// Counts a failure, one a second at most: who asks more often learns nothing new.
+bool VolumeImpl::is_lost(ReadFailures& failures) {
+  const uint64_t now = monotonic_ms();
+  if (failures.count > 0 && now < failures.last_ms + kReadTryMs) return false;
+  failures = {failures.count + 1, now};
+  return failures.count >= kReadTries;
 }
 
 // Where the copy goes: what is zero nowhere, the rest to a store chunk, one that the staged table
@@ -118,11 +133,20 @@ void VolumeImpl::write_copies(std::span<CopyOut> copies) {
     for (CopyOut& copy : copies) write_copies({&copy, 1});
     return;
   }
-  give_up(copies.front());
+  replace_bad_chunk(copies.front());
   // F2: what the gate refused is no error of the store's.
   copies.front().status = status.code() == Code::FENCED
                               ? status
                               : Status(Code::IO_ERROR, status.message(), status.error_number());
+}
+
+// The next try is at another place, if there is one: this one may never take a write.
+void VolumeImpl::replace_bad_chunk(CopyOut& copy) {
+  Result<BlockNumber> other = store_->allocate_chunk();
+  if (!other.ok()) return give_up(copy);
+  copy.held = false;
+  store_->abandon_chunk(copy.entry.location.block());
+  if (!staged_->give_reserved(copy.chunk(), other.value())) store_->abandon_chunk(other.value());
 }
 
 // A store chunk that was taken for nothing: back to the staged table, or free.

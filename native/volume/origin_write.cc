@@ -1,5 +1,6 @@
-// Writes to the origin. A piece whose chunks are all copied goes in place, inside a writer section;
-// else the request is parked on its chunks and the committer copies them out (design section 6).
+// Writes to the origin. A piece whose chunks are all copied and not staged goes in place, inside a
+// writer section; else a small one is staged, and a large one parked on its chunks until the
+// committer has copied them out (design section 6).
 //
 //  W2  Nothing is written in place unless, inside the same section, every chunk of it was seen
 //  copied.

@@ -49,6 +49,7 @@ uint64_t StagedTable::put(ChunkIndex index, Generation generation, uint64_t star
   CSNAP_ASSERT(chunk.generation == generation);  // T1
   CSNAP_ASSERT(place.sequence >= chunk.last);    // T3
   chunk.last = place.sequence;
+  if (!chunk.since_taken) chunk.since_taken = place;
   for (uint64_t done = 0; done < length;) {
     const uint64_t within = (start + done) % kPageBytes;
     const uint64_t now = std::min(length - done, kPageBytes - within);
@@ -197,6 +198,7 @@ std::vector<StagedTable::Content> StagedTable::applicable(uint64_t limit_bytes, 
     if (bytes >= limit_bytes) break;
     if (!chunk.copied || !(all || chunk.awaited)) continue;
     Content& content = found.emplace_back(Content{index, chunk.last, {}});
+    chunk.since_taken.reset();
     collect(chunk, 0, chunk_bytes_, 0, content.pieces);
     for (const Piece& piece : content.pieces) bytes += piece.length;
   }
@@ -207,9 +209,16 @@ void StagedTable::set_in_place(ChunkIndex index, Sequence last) {
   MutexLock lock(mutex_);
   Chunk& chunk = chunks_.at(index);
   CSNAP_ASSERT(chunk.copied && chunk.last >= last);
-  if (chunk.last != last || chunk.in_place) return;
-  chunk.in_place = true;
+  if (chunk.in_place) return;
   by_position_.erase(chunk.first.position);
+  if (chunk.last == last) {
+    chunk.in_place = true;
+    return;
+  }
+  // Of a chunk that is written all the time the tail must get on, too.
+  CSNAP_ASSERT(chunk.since_taken && chunk.since_taken->sequence > last);
+  chunk.first = *chunk.since_taken;
+  by_position_[chunk.first.position] = index;
 }
 
 bool StagedTable::applied(ChunkIndex index, Sequence last) {

@@ -72,7 +72,7 @@ class StagedTable {
   uint64_t bytes() const { return bytes_.load(std::memory_order_relaxed); }
 
   // Whether a write of `generation` may be staged to the chunk now (T1, T4); `fresh`: it would be
-  // the first. Stays true while the append lock is held.
+  // the first. Stays true while the append lock is held, but `fresh`: a chunk may leave meanwhile.
   bool may_put(ChunkIndex chunk, Generation generation, bool& fresh);
   // Sectors of one chunk. `copied`: its exception is durable, or it is owed to nobody; else
   // `reserved` is the store chunk for it (both of a fresh chunk only). Returns how many chunks are
@@ -131,6 +131,8 @@ class StagedTable {
     Generation generation = 0;
     RecordPlace first;      // of its records that are not in place
     bool in_place = false;  // all of them are
+    // The first record since the applier took the content; it may be on its way to its place.
+    std::optional<RecordPlace> since_taken;
     Sequence last = 0;
     bool copied = false;
     bool awaited = false;

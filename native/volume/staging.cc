@@ -16,6 +16,8 @@ namespace {
 
 // Staged pages in RAM, where the volume's settings don't say otherwise.
 constexpr uint64_t kStagedBytesDefault = uint64_t{64} << 20;
+// What may be owed in copies, through what may be staged.
+constexpr uint64_t kOwedFactor = 16;
 constexpr uint64_t kAllocatedLookBytes = uint64_t{1} << 30;
 
 }  // namespace
@@ -65,7 +67,9 @@ Result<bool> VolumeImpl::stage(const IoRequest& request, GenerationState& state,
   if (!state.open.load(std::memory_order_acquire)) return false;  // W7
   if (offset % kSectorBytes != 0 || length % kSectorBytes != 0 || length >= chunk_bytes_)
     return false;
-  if (staged_->bytes() >= staged_limit_bytes()) return false;
+  if (staged_->bytes() >= staged_limit_bytes() ||
+      staged_->owed_count() * chunk_bytes_ >= kOwedFactor * staged_limit_bytes())
+    return false;
   std::vector<Part> parts;
   const auto give_back = [&] {
     for (const Part& part : parts)

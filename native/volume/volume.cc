@@ -253,8 +253,14 @@ Status VolumeImpl::start() {
   store_ = opened.take();
   CSNAP_TRY(open_parts());
   // Records of former terms need their place in the epoch chain until they are applied (W5).
-  if (!options_.look_only && staged_->any() && store_->chain_is_long()) return drain();
-  return Status();
+  if (options_.look_only || !staged_->any() || !store_->chain_is_long()) return Status();
+  CSNAP_TRY(drain());
+  if (!staged_->any()) return Status();
+  return Status(Code::NO_SPACE,
+                store_->device().name() +
+                    ": acknowledged writes of too many former servers are still in the snapshot "
+                    "store, as there is no room to put them in place: make room for " +
+                    origin_.name());
 }
 
 Status VolumeImpl::open_parts() {
@@ -372,8 +378,8 @@ void VolumeImpl::maintain() {
       lock.lock();
       continue;
     }
+    if (store_->journal_used_bytes() * 4 >= store_->journal_bytes()) apply_staged();
     if (store_->wants_checkpoint()) {
-      apply_staged();
       Status status = store_->checkpoint();
       // No room for metadata is no failure: reclaim, or the end of a check, brings some.
       if (!status.ok() && status.code() != Code::NO_SPACE) fail(status, false);

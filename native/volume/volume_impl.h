@@ -148,7 +148,8 @@ class VolumeImpl final : public Volume {
     std::vector<CopyOut> copies;   // by chunk, ascending
     size_t placed = 0;             // so many of them have a place; the store had none for the next
     std::vector<ChunkIndex> done;  // once the copies are recorded
-    size_t taken = 0;              // of the chunks that were to be committed
+    std::vector<ChunkIndex> starved;  // staged ones for which the store has no room
+    size_t taken = 0;                 // of the chunks that were to be committed
     // Leaves the chunks from there on to a later group.
     void cut_at(size_t at) {
       copies.resize(placed);
@@ -157,18 +158,20 @@ class VolumeImpl final : public Volume {
     }
   };
   bool commit_group(std::span<const ChunkIndex> chunks, bool staged);
-  Status choose(std::span<const ChunkIndex> chunks, GenerationState& state, bool staged,
-                CopyGroup& group);
+  Status choose(std::span<const ChunkIndex> chunks, GenerationState& state,
+                const std::vector<Generation>& live, bool staged, CopyGroup& group);
   bool drop_failed(CopyGroup& group);
+  void tell_full(std::span<const ChunkIndex> chunks, bool staged);
   void settle_staged(ChunkIndex chunk);
   Status record_group(std::vector<CopyOut>& group, GenerationState& state, bool staged);
   void release_waiters(std::span<const ChunkIndex> chunks, const Status& status);
 
   // -- copy_out.cc
-  void copy_group(CopyGroup& group);
+  void copy_group(CopyGroup& group, bool passes_over);
   void read_copies(std::span<CopyOut> copies);
   bool place(CopyOut& copy);
   void write_copies(std::span<CopyOut> copies);
+  void replace_bad_chunk(CopyOut& copy);
   void give_up(CopyOut& copy);
   std::byte* copy_of(const CopyOut& copy) const;
 
@@ -261,7 +264,12 @@ class VolumeImpl final : public Volume {
   std::map<ChunkIndex, std::vector<IoRequest*>> applying_;  // for the chunk to leave the table
   ChunkIndex commit_cursor_ = 0;
   // The committer's own.
-  std::map<ChunkIndex, int> read_failures_;  // of staged chunks
+  struct ReadFailures {
+    int count = 0;
+    uint64_t last_ms = 0;
+  };
+  static bool is_lost(ReadFailures& failures);
+  std::map<ChunkIndex, ReadFailures> read_failures_;  // of staged chunks
   struct Free {
     void operator()(std::byte* bytes) const { std::free(bytes); }
   };
@@ -287,6 +295,7 @@ class VolumeImpl final : public Volume {
   bool apply_stop_ = false;
   bool apply_drain_ = false;
   uint64_t apply_rounds_ = 0;
+  bool origin_full_told_ = false;        // the applier's own
   std::vector<std::byte> apply_buffer_;  // the applier's own; a chunk
 
   Mutex flush_mutex_;
