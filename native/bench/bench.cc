@@ -60,6 +60,20 @@ VolumeOptions Files::options() {
   return options;
 }
 
+std::unique_ptr<Store> open_store(Device& store, Device& origin, const IndexOptions& index) {
+  StoreOptions options;
+  options.store = &store;
+  options.origin = &origin;
+  options.index = index;
+  options.make_uuid = [] {
+    const Uuid uuid = Uuid::random();
+    UuidBytes bytes;
+    std::copy(std::begin(uuid.bytes), std::end(uuid.bytes), bytes.begin());
+    return bytes;
+  };
+  return must(Store::open(std::move(options), must(load_superblock(store), "superblock")), "open");
+}
+
 Status io(Volume& volume, View& view, IoOp op, uint64_t offset, uint64_t length, void* data) {
   IoRequest request;
   request.op = op;
@@ -76,6 +90,11 @@ int main(int argc, char** argv) {
   const std::string what = argc > 1 ? argv[1] : "";
   if (what == "scale") return csnap::bench::scale(argc, argv);
   if (what == "write-cost") return csnap::bench::write_cost(argc, argv);
-  std::fprintf(stderr, "usage: native_bench scale|write-cost --dir DIRECTORY [options]\n");
+  if (what == "index") return csnap::bench::index_lookups(argc, argv);
+  if (what == "load") return csnap::bench::load_store(argc, argv);
+  std::fprintf(
+      stderr,
+      "usage: native_bench scale|write-cost|index --dir DIRECTORY [options]\n"
+      "       native_bench load --store FILE --origin FILE --exceptions N --snapshots N\n");
   return 2;
 }

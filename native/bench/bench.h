@@ -1,4 +1,4 @@
-// What the native benchmarks share: files to run on, a clock, percentiles. Run by scripts/bench.
+// What the native benchmarks share: files to run on, a clock. Run by scripts/bench.
 #pragma once
 
 #include <algorithm>
@@ -10,12 +10,15 @@
 #include <vector>
 
 #include "io/file_device.h"
+#include "store/store.h"
 #include "volume/volume.h"
 
 namespace csnap::bench {
 
 int scale(int argc, char** argv);
 int write_cost(int argc, char** argv);
+int index_lookups(int argc, char** argv);
+int load_store(int argc, char** argv);
 
 // Seconds of a clock that only goes forward.
 inline double seconds() {
@@ -56,6 +59,9 @@ struct Files {
   std::unique_ptr<FileDevice> origin, store;
   OriginIdentity identity;
 };
+
+// The store alone, without a volume's threads.
+std::unique_ptr<Store> open_store(Device& store, Device& origin, const IndexOptions& index = {});
 
 Status io(Volume& volume, View& view, IoOp op, uint64_t offset, uint64_t length, void* data);
 

@@ -8,7 +8,7 @@
 #include <fstream>
 
 #include "bench/bench.h"
-#include "store/store.h"
+#include "bench/load.h"
 #include "testing/rng.h"
 
 namespace csnap::bench {
@@ -17,9 +17,6 @@ namespace {
 constexpr uint64_t kChunkBytes = 16384;
 // One block less than 16 TiB: the longest file that ext4 can hold.
 constexpr uint64_t kOriginBytes = (uint64_t{16} << 40) - 4096;
-// Chunks that are overwritten in the same few generations, as a file's are.
-constexpr uint64_t kRegionChunks = 4096;
-
 uint64_t memory_bytes() {
   std::ifstream statm("/proc/self/statm");
   uint64_t total = 0;
@@ -42,47 +39,6 @@ std::vector<Uuid> make_snapshots(Volume& volume, uint64_t count, const char* pre
   return uuids;
 }
 
-// Two exceptions a chunk, in generations near one that its region draws.
-Generation generation_of(ChunkIndex chunk, uint64_t which, uint64_t snapshots) {
-  const uint64_t base = mix64(chunk / kRegionChunks) % snapshots;
-  return 1 + std::min(snapshots - 2 + which, base + which * 8 + mix64(chunk * 2 + which) % 8);
-}
-
-void load(Files& files, uint64_t exceptions, uint64_t snapshots) {
-  StoreOptions options;
-  options.store = files.store.get();
-  options.origin = files.origin.get();
-  options.make_uuid = [] {
-    const Uuid uuid = Uuid::random();
-    UuidBytes bytes;
-    std::copy(std::begin(uuid.bytes), std::end(uuid.bytes), bytes.begin());
-    return bytes;
-  };
-  auto store = must(
-      Store::open(std::move(options), must(load_superblock(*files.store), "superblock")), "open");
-  std::vector<Entry> batch;
-  const uint64_t batch_max = store->changes_max();
-  const auto flush = [&] {
-    auto transaction = must(store->begin(Priority::DATA, 0, batch.size()), "begin");
-    must(store->apply_exceptions(batch), "insert");
-    batch.clear();
-  };
-  for (ChunkIndex chunk = 0; chunk < exceptions / 2; chunk++) {
-    Generation former = 0;
-    for (uint64_t which = 0; which < 2; which++) {
-      Entry entry;
-      entry.key = {kOriginVolume, chunk, generation_of(chunk, which, snapshots)};
-      if (entry.key.generation <= former) entry.key.generation = former + 1;
-      former = entry.key.generation;
-      entry.location = Location::of(format::LocationKind::ZERO);
-      batch.push_back(entry);
-    }
-    if (batch.size() + 2 > batch_max) flush();
-  }
-  if (!batch.empty()) flush();
-  must(store->checkpoint(true), "checkpoint");
-}
-
 using Figures = std::vector<std::pair<const char*, double>>;
 
 Figures measure(const std::string& directory, uint64_t exceptions, uint64_t snapshots) {
@@ -95,7 +51,8 @@ Figures measure(const std::string& directory, uint64_t exceptions, uint64_t snap
     uuids = make_snapshots(*volume, snapshots, "s");
     must(volume->close(), "close");
   });
-  const double load_s = time_of([&] { load(files, exceptions, snapshots); });
+  const double load_s =
+      time_of([&] { load(*open_store(*files.store, *files.origin), exceptions, snapshots); });
   const uint64_t memory_before = memory_bytes();
 
   std::unique_ptr<Volume> volume;

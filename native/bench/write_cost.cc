@@ -3,11 +3,11 @@
 // the number stays; reclaim has finished before anything is timed. A rewrite is short: they are
 // timed after all first writes are on disk, in many small turns. Ratios are against the volume with
 // one snapshot in the same round.
-#include <cmath>
 #include <filesystem>
 #include <numeric>
 
 #include "bench/bench.h"
+#include "bench/ratio.h"
 #include "testing/rng.h"
 
 namespace csnap::bench {
@@ -148,24 +148,15 @@ void round(std::vector<Subject>& subjects, uint64_t number, uint64_t seed) {
                                    subject.rewrite_seconds);
 }
 
-// Median of the ratios with a distribution-free 95 % interval of it: order statistics of the
-// binomial.
 void judge(const char* what, uint64_t snapshots, const std::vector<double>& rates,
            const std::vector<double>& base) {
-  std::vector<double> ratios;
-  for (size_t i = 0; i < rates.size(); i++) ratios.push_back(rates[i] / base[i]);
-  std::sort(ratios.begin(), ratios.end());
-  const double n = static_cast<double>(ratios.size());
-  const double half = 1.96 * std::sqrt(n) / 2;
-  const auto at = [&](double rank) {
-    return ratios[static_cast<size_t>(std::clamp(rank, 0.0, n - 1))];
-  };
+  const Ratio ratio = ratio_of(rates, base);
   std::vector<double> sorted = rates;
   std::printf(
       "{\"what\":\"%s\",\"snapshots\":%llu,\"rounds\":%zu,\"median_writes_per_s\":%.0f,"
-      "\"ratio_median\":%.3f,\"ratio_low95\":%.3f,\"ratio_high95\":%.3f}\n",
-      what, static_cast<unsigned long long>(snapshots), ratios.size(), percentile(sorted, 0.5),
-      percentile(ratios, 0.5), at(std::floor(n / 2 - half)), at(std::ceil(n / 2 + half)));
+      "\"ratio_median\":%.3f,\"ratio_low95\":%s,\"ratio_high95\":%s}\n",
+      what, static_cast<unsigned long long>(snapshots), rates.size(), percentile(sorted, 0.5),
+      ratio.median, json_number(ratio.low).c_str(), json_number(ratio.high).c_str());
 }
 
 }  // namespace
