@@ -52,7 +52,7 @@ std::optional<Generation> successor(MDB_cursor* cursor, const LmdbIndex::Key& ke
 
 LmdbIndex::LmdbIndex(const std::string& directory, uint64_t map_bytes)
     : path_(directory + "/lmdb"), map_bytes_(map_bytes) {
-  open();
+  open(true);
 }
 
 LmdbIndex::~LmdbIndex() {
@@ -61,11 +61,12 @@ LmdbIndex::~LmdbIndex() {
   ::unlink((path_ + "-lock").c_str());
 }
 
-void LmdbIndex::open() {
+void LmdbIndex::open(bool readahead) {
+  // The reader is renewed and writers run in the same thread.
+  const unsigned flags = MDB_NOSUBDIR | MDB_NOTLS | (readahead ? 0 : MDB_NORDAHEAD);
   must(mdb_env_create(&environment_), "create");
   must(mdb_env_set_mapsize(environment_, map_bytes_), "map size");
-  // The reader is renewed and writers run in the same thread.
-  must(mdb_env_open(environment_, path_.c_str(), MDB_NOSUBDIR | MDB_NOTLS, 0600), "open");
+  must(mdb_env_open(environment_, path_.c_str(), flags, 0600), "open");
   MDB_txn* transaction = nullptr;
   must(mdb_txn_begin(environment_, nullptr, 0, &transaction), "begin");
   must(mdb_dbi_open(transaction, nullptr, 0, &dbi_), "database");
@@ -80,7 +81,7 @@ void LmdbIndex::close() {
   mdb_env_close(environment_);
 }
 
-void LmdbIndex::cool() {
+void LmdbIndex::cool(bool readahead) {
   close();
   const int fd = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC);
   if (fd < 0 || ::fdatasync(fd) != 0 || ::posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED) != 0) {
@@ -88,7 +89,7 @@ void LmdbIndex::cool() {
     std::exit(1);
   }
   ::close(fd);
-  open();
+  open(readahead);
 }
 
 LmdbIndex::Loader::Loader(LmdbIndex& index) : dbi_(index.dbi_) {

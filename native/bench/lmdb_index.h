@@ -42,11 +42,11 @@ class LmdbIndex {
   std::optional<Generation> at_or_after_now(const Key& key);
   // One transaction, durable at the return.
   void commit(const std::vector<Key>& keys);
-  // Closes it, lets the page cache go, opens it again.
-  void cool();
+  // Closes it, lets the page cache go, opens it again, with the kernel's readahead or without.
+  void cool(bool readahead = true);
 
  private:
-  void open();
+  void open(bool readahead);
   void close();
 
   const std::string path_;

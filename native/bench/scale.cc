@@ -163,8 +163,9 @@ int scale(int argc, char** argv) {
       std::strtoull(option(argc, argv, "--exceptions", "100000000").c_str(), nullptr, 10);
   const uint64_t snapshots =
       std::strtoull(option(argc, argv, "--snapshots", "10000").c_str(), nullptr, 10);
-  if (snapshots < 100 || exceptions < 100000) {
-    std::fprintf(stderr, "bench: at least 100 snapshots and 100000 exceptions\n");
+  // 20 snapshots after the first third of a tenth of them are deleted.
+  if (snapshots < 300 || exceptions < 100000) {
+    std::fprintf(stderr, "bench: at least 300 snapshots and 100000 exceptions\n");
     return 2;
   }
   const Figures first = measure(directory, exceptions / 100, snapshots / 10);
