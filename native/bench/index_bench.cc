@@ -41,8 +41,10 @@ using Key = LmdbIndex::Key;
 
 struct Setting {
   uint64_t entries, rounds;
+  // One that an entry answers: else a read would go on to the origin.
   Key random_key(Rng& rng) const {
-    return {rng.below(entries / 2) * kStride, 1 + rng.below(kSnapshots)};
+    const uint64_t number = rng.below(entries / 2);
+    return {number * kStride, 1 + rng.below(newest_generation(number, kSnapshots))};
   }
 };
 

@@ -41,12 +41,15 @@ class BulkLoad {
 
 }  // namespace
 
+Generation newest_generation(uint64_t number, uint64_t snapshots) {
+  return std::max(generation_of(number, 0, snapshots) + 1, generation_of(number, 1, snapshots));
+}
+
 void each_exception(uint64_t exceptions, uint64_t snapshots, uint64_t stride,
                     const std::function<void(ChunkIndex, Generation)>& exception) {
   for (uint64_t i = 0; i < exceptions / 2; i++) {
-    const Generation first = generation_of(i, 0, snapshots);
-    exception(i * stride, first);
-    exception(i * stride, std::max(first + 1, generation_of(i, 1, snapshots)));
+    exception(i * stride, generation_of(i, 0, snapshots));
+    exception(i * stride, newest_generation(i, snapshots));
   }
 }
 

@@ -13,6 +13,9 @@ namespace csnap::bench {
 void each_exception(uint64_t exceptions, uint64_t snapshots, uint64_t stride,
                     const std::function<void(ChunkIndex, Generation)>& exception);
 
+// The generation of the second one of the `number`-th such chunk: whoever looks up to it finds one.
+Generation newest_generation(uint64_t number, uint64_t snapshots);
+
 // Loads those. The store is clean then, and must be closed.
 void load(Store& store, uint64_t exceptions, uint64_t snapshots, uint64_t stride = 1);
 
