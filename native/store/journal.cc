@@ -205,6 +205,13 @@ uint64_t Journal::skip_before(uint64_t append_bytes) const {
   return left < append_bytes ? left : 0;
 }
 
+// Up to the end of the append's last page, where nothing is that anybody needs (J4): what nobody
+// has read of a page the page cache would read from the medium, before it takes a part of it.
+uint64_t Journal::zeros_behind(uint64_t end) const {
+  const uint64_t page_end = round_up(end, format::kAppendUnitBytesMax);
+  return page_end <= tail_ + bytes_ ? page_end - end : 0;
+}
+
 bool Journal::fits(uint64_t append_bytes, uint64_t reserve_bytes) const {
   return head_ + skip_before(append_bytes) + append_bytes + reserve_bytes <= tail_ + bytes_;
 }
@@ -228,7 +235,9 @@ Result<Sequence> Journal::append(RecordBatch& batch, Sequence confirmed,
     header->crc = crc32c(header, header->length_bytes);
   }
   const uint64_t position = head_ + skip_before(length);
-  CSNAP_TRY(store_.write(place(position), batch.bytes_.data(), length));
+  const uint64_t written = length + zeros_behind(position + length);
+  batch.bytes_.resize(written);
+  CSNAP_TRY(store_.write(place(position), batch.bytes_.data(), written));
   head_ = position + length;
   next_sequence_ = sequence;
   return sequence - 1;

@@ -119,7 +119,8 @@ class Journal {
   }
   // Whether an append of this size fits, leaving `reserve_bytes`.
   bool fits(uint64_t append_bytes, uint64_t reserve_bytes) const;
-  // Writes the batch (not synced). It must fit. Returns the sequence of its last record.
+  // Writes the batch (not synced), and zeros behind it to the end of a page where they hurt nobody.
+  // It must fit. Returns the sequence of its last record.
   Result<Sequence> append(RecordBatch& batch, Sequence confirmed, uint64_t superblock_sequence);
 
   uint64_t head() const { return head_; }
@@ -136,6 +137,8 @@ class Journal {
   uint64_t place(uint64_t position) const { return format::kJournalOffset + position % bytes_; }
   // Bytes skipped at the end of the ring before an append of this size.
   uint64_t skip_before(uint64_t append_bytes) const;
+  // Bytes after an append that ends at this position to be written with it.
+  uint64_t zeros_behind(uint64_t end) const;
 
   Device& store_;
   const uint64_t bytes_;
