@@ -11,6 +11,9 @@ function run(contestant: string, snapshots: number, round: number, kib: number, 
   return {
     ...{ contestant, snapshots, round, firstWrites, seconds, acknowledgedS: seconds / 2 },
     disk: { reads: operations, readBytes: bytes, writes: operations, writtenBytes: bytes, flushes: 10 },
+    parts: contestant.startsWith("csnap")
+      ? { store: { ...nothing, readBytes: 3 * firstWrites * 1024, writtenBytes: firstWrites * 1024 } }
+      : {},
     closing: { ...nothing, writtenBytes: 2048 },
     ...{ diskBusy: 0.9, processorBusy: 0.3, ofLimit: 0.95 },
   };
@@ -31,6 +34,7 @@ describe("rows of first writes on a slow disk", () => {
       contestant: "csnap 16k",
       snapshots: 1,
       per_first_write: { reads: 1, read_kib: 10, writes: 1, written_kib: 10, flushes: 0.1 },
+      store: { read_kib: 3, written_kib: 1 },
       closing_kib: 2,
       seconds: 1.5,
       rounds: 2,

@@ -10,7 +10,7 @@
  */
 import assert from "node:assert/strict";
 import { execFile, spawn } from "node:child_process";
-import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { mkdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { promisify } from "node:util";
 import * as rig from "../../vm/attach-rig.mjs";
@@ -22,6 +22,8 @@ const REGION_BYTES = 64 * 1024;
 const DEPTH = 16;
 const QUIET_S = 1.2;
 const QUIET_LIMIT_S = 120;
+/** At the least --iops that makes sense. */
+const SETTLED_LIMIT_S = 600;
 const [rounds, writes, originMib, iops] = ["ROUNDS", "WRITES", "ORIGIN_MIB", "IOPS"].map((name) =>
   Number(process.env[`CSNAP_BENCH_${name}`]),
 );
@@ -31,9 +33,9 @@ const run = promisify(execFile);
 
 // --- the disk --------------------------------------------------------------------------------------------------------
 
-/** Since boot, of the whole disk: Documentation/block/stat.rst. */
-function diskCounts() {
-  const fields = readFileSync(`/sys/block/${DISK}/stat`, "utf8").trim().split(/\s+/).map(Number);
+/** Since boot, of the whole disk or of a logical volume ("dm-1"): Documentation/block/stat.rst. */
+function diskCounts(disk = DISK) {
+  const fields = readFileSync(`/sys/block/${disk}/stat`, "utf8").trim().split(/\s+/).map(Number);
   return {
     reads: fields[0],
     readBytes: fields[2] * 512,
@@ -90,6 +92,11 @@ async function makeGroup() {
 const device = (name) => `/dev/${GROUP}/${name}`;
 const makeVolume = (name, mib) =>
   lvm("lvcreate", "-qq", "-y", "-Wn", "-Zn", "-L", `${mib}m`, "-n", name, GROUP);
+/** Its name in /sys/block; its node in /dev has its minor number. */
+function kernelName(name) {
+  const { rdev } = statSync(device(name));
+  return `dm-${(rdev & 0xff) | ((rdev >>> 12) & 0xfff00)}`;
+}
 /** Of content that all rounds may copy once. */
 const copiedMib = (chunkBytes) => Math.ceil((rounds * writes * chunkBytes) / MIB);
 
@@ -97,7 +104,8 @@ const copiedMib = (chunkBytes) => Math.ceil((rounds * writes * chunkBytes) / MIB
 
 /**
  * The contract: begin() returns the device to write to; settled(), called once the device is synced, waits until all that
- * a write owes is on the disk, and returns when that was, unless it was at the sync.
+ * a write owes is on the disk, and returns when that was, unless it was at the sync. `parts`, if it has any, are the
+ * logical volumes that share what the disk is asked for.
  */
 class Csnap {
   constructor(chunkKib, snapshots) {
@@ -105,6 +113,7 @@ class Csnap {
     this.chunkKib = chunkKib;
     this.snapshots = snapshots;
     this.volume = `c${chunkKib}x${snapshots}`;
+    this.parts = { origin: this.volume, store: `${this.volume}-store` };
   }
   /** First of all: its content is what the host has written to the disk's beginning. */
   prepareOrigin() {
@@ -112,9 +121,9 @@ class Csnap {
   }
   async prepare() {
     const storeMib = 2 * copiedMib(this.chunkKib * 1024) + 256;
-    await makeVolume(`${this.volume}-store`, storeMib);
+    await makeVolume(this.parts.store, storeMib);
     await rig.ok([
-      ...["init", this.volume, "--origin", device(this.volume), "--store", device(`${this.volume}-store`)],
+      ...["init", this.volume, "--origin", device(this.parts.origin), "--store", device(this.parts.store)],
       ...["--chunk-size", `${this.chunkKib}k`, "--on-full", "refuse-writes", "--progress", "none", "--force"],
     ]);
     const server = await rig.startServer(this.volume);
@@ -133,10 +142,11 @@ class Csnap {
   }
   /** Nothing is staged any more, and everything is copied out (BV2). */
   async settled() {
-    await rig.until("nothing is staged any more", async () => {
+    const nothingLeft = async () => {
       const { staged, copied } = await this.counters();
       return staged === 0 && copied - this.copied >= writes;
-    });
+    };
+    await rig.until("nothing is staged any more", nothingLeft, SETTLED_LIMIT_S);
     const at = rig.now();
     assert.equal(
       (await this.counters()).copied - this.copied,
@@ -251,12 +261,14 @@ async function runOnce(one, round, offsets) {
   await run("sync");
   writeFileSync("/proc/sys/vm/drop_caches", "3"); // BV3
   await quietDisk();
-  const [before, processorBefore] = [diskCounts(), processorS()];
+  const partNames = Object.entries(one.parts ?? {}).map(([part, name]) => [part, kernelName(name)]);
+  const partCounts = () => partNames.map(([, name]) => diskCounts(name));
+  const [before, partsBefore, processorBefore] = [diskCounts(), partCounts(), processorS()];
   const [start, acknowledged, flushed] = await load(target, offsets);
   const end = (await one.settled()) ?? flushed;
   const [atEnd, processorEnd] = [diskCounts(), processorS()];
   await quietDisk();
-  const after = diskCounts();
+  const [after, partsAfter] = [diskCounts(), partCounts()];
   await one.end();
   await quietDisk();
   const closed = diskCounts();
@@ -276,6 +288,7 @@ async function runOnce(one, round, offsets) {
     seconds,
     acknowledgedS: acknowledged - start,
     disk: count(before, after),
+    parts: Object.fromEntries(partNames.map(([part], i) => [part, count(partsBefore[i], partsAfter[i])])),
     closing: count(after, closed),
     diskBusy: (atEnd.busyS - before.busyS) / seconds,
     processorBusy: (processorEnd - processorBefore) / (2 * seconds),

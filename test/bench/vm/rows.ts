@@ -20,6 +20,8 @@ export interface Run {
   readonly seconds: number;
   readonly acknowledgedS: number;
   readonly disk: DiskCounts;
+  /** Of that, by logical volume; flushes and merged requests are counted otherwise there. */
+  readonly parts: Readonly<Record<string, DiskCounts>>;
   /** What a stop in order adds. */
   readonly closing: DiskCounts;
   /** Shares of the run: the disk had something to do; the two processors had. */
@@ -72,6 +74,7 @@ function contestantRow(runs: readonly Run[]): object {
       written_kib: of(perWrite((disk) => disk.writtenBytes / KIB)),
       flushes: of(perWrite((disk) => disk.flushes)),
     },
+    ...partsOf(runs),
     closing_kib: of(({ closing }) => bytesOf(closing) / KIB),
     seconds: of(({ seconds }) => seconds),
     acknowledged_s: of(({ acknowledgedS }) => acknowledgedS),
@@ -80,6 +83,16 @@ function contestantRow(runs: readonly Run[]): object {
     of_limit: of(({ ofLimit }) => ofLimit),
     rounds: runs.length,
   };
+}
+
+/** KiB by part, per first write. */
+function partsOf(runs: readonly Run[]): object {
+  const names = Object.keys(runs[0]?.parts ?? {});
+  const kib = (name: string, figure: "readBytes" | "writtenBytes") =>
+    rounded(median(runs.map(({ parts, firstWrites }) => (parts[name]?.[figure] ?? 0) / KIB / firstWrites)));
+  return Object.fromEntries(
+    names.map((name) => [name, { read_kib: kib(name, "readBytes"), written_kib: kib(name, "writtenBytes") }]),
+  );
 }
 
 /** Rows in the order of the runs' first appearance; a comparison is left out where one side did not take part. */
