@@ -7,6 +7,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include "base/units.h"
@@ -19,13 +20,14 @@ namespace {
 
 constexpr uint64_t kBytes = uint64_t{8} << 20;
 
-struct Aligned {
-  explicit Aligned(size_t bytes)
-      : bytes(bytes), data(static_cast<uint8_t*>(std::aligned_alloc(kBlockBytes, bytes))) {}
-  ~Aligned() { std::free(data); }
-  size_t bytes;
-  uint8_t* data;
+struct Free {
+  void operator()(uint8_t* bytes) const { std::free(bytes); }
 };
+using Aligned = std::unique_ptr<uint8_t, Free>;
+
+Aligned aligned(size_t bytes) {
+  return Aligned(static_cast<uint8_t*>(std::aligned_alloc(kBlockBytes, bytes)));
+}
 
 std::string image(const TestDirectory& directory) {
   const std::string path = directory.file("image");
@@ -41,7 +43,7 @@ TEST_CASE("uncached writes: cached reads see each of them, more at once than the
   auto device = FileDevice::open(image(directory), options).take();
   Rng rng(7);
   std::vector<uint8_t> model(kBytes), found(kBytes);
-  Aligned memory(kBytes);
+  const Aligned memory = aligned(kBytes);
   for (int round = 0; round < 30; round++) {
     // In the cache, dirty in part.
     for (int i = 0; i < 20; i++) {
@@ -56,9 +58,9 @@ TEST_CASE("uncached writes: cached reads see each of them, more at once than the
       at += rng.below(12) * kBlockBytes;
       const uint64_t length = (1 + rng.below(rng.one_in(8) ? 400 : 6)) * kBlockBytes;
       if (at + length > kBytes) break;
-      std::memset(memory.data + at, static_cast<int>(rng.below(256)), length);
-      writes.push_back({at, memory.data + at, length});
-      std::memcpy(model.data() + at, memory.data + at, length);
+      std::memset(memory.get() + at, static_cast<int>(rng.below(256)), length);
+      writes.push_back({at, memory.get() + at, length});
+      std::memcpy(model.data() + at, memory.get() + at, length);
       at += length;
     }
     const Status status = device->write_uncached(writes, nullptr);
@@ -93,10 +95,10 @@ TEST_CASE("uncached writes: an error names the file, and nothing is under way af
   {
     auto writer = AioWriter::make(fd, path, false, false);
     REQUIRE(writer);
-    Aligned memory(kBytes);
-    std::memset(memory.data, 1, kBytes);
+    const Aligned memory = aligned(kBytes);
+    std::memset(memory.get(), 1, kBytes);
     std::vector<DeviceWrite> writes;
-    for (uint64_t at = 0; at < kBytes; at += 16384) writes.push_back({at, memory.data + at, 4096});
+    for (uint64_t at = 0; at < kBytes; at += 16384) writes.push_back({at, memory.get() + at, 4096});
     const Status status = writer->write(writes, nullptr);
     CHECK(status.code() == Code::IO_ERROR);
     CHECK(status.message().find(path + ": write of 4096 bytes at ") == 0);

@@ -1,12 +1,12 @@
 // Where a journal's appends go on its device: which pages they ask the page cache for.
-#include "store/journal.h"
-
 #include <doctest/doctest.h>
 
 #include <algorithm>
 #include <cstring>
 #include <set>
 #include <vector>
+
+#include "store/journal.h"
 
 namespace csnap {
 namespace {
