@@ -5,11 +5,13 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <vector>
 
+#include "base/gate.h"
 #include "base/units.h"
 #include "io/file_device.h"
 #include "io/test_directory.h"
@@ -107,6 +109,40 @@ TEST_CASE("uncached writes: an error names the file, and nothing is under way af
   std::vector<uint8_t> found(4096, 1);
   REQUIRE(FileDevice::open(path, {}).take()->read(0, found.data(), found.size()).ok());
   CHECK(found == std::vector<uint8_t>(4096, 0));
+}
+
+TEST_CASE("uncached writes: none is issued past the grant, those before it are waited for (F2)") {
+  const TestDirectory directory;
+  const std::string path = image(directory);
+  const int fd = ::open(path.c_str(), O_RDWR | O_DIRECT | O_CLOEXEC);
+  if (fd < 0) {
+    MESSAGE("skipped: this file system takes no O_DIRECT");
+    return;
+  }
+  constexpr size_t kWrites = 3 * AioWriter::kDepth;
+  constexpr int64_t kDeadlineNs = 1000;
+  // The grant ends after the first look at it.
+  std::atomic<int64_t> looks{0};
+  Gate gate([&] { return looks++ == 0 ? 0 : kDeadlineNs; });
+  gate.extend(kDeadlineNs);
+  {
+    auto writer = AioWriter::make(fd, path);
+    REQUIRE(writer);
+    Aligned memory(kBlockBytes);
+    std::memset(memory.data, 1, kBlockBytes);
+    std::vector<DeviceWrite> writes;
+    for (size_t i = 0; i < kWrites; i++)
+      writes.push_back({2 * i * kBlockBytes, memory.data, kBlockBytes});
+    CHECK(writer->write(writes, &gate).code() == Code::FENCED);
+    CHECK(gate.refusals() == 1);
+  }
+  ::close(fd);
+  std::vector<uint8_t> found(2 * kWrites * kBlockBytes);
+  REQUIRE(FileDevice::open(path, {}).take()->read(0, found.data(), found.size()).ok());
+  size_t written = 0;
+  for (size_t i = 0; i < kWrites; i++) written += found[2 * i * kBlockBytes];
+  CHECK(written > 0);
+  CHECK(written <= AioWriter::kDepth);
 }
 
 }  // namespace

@@ -108,6 +108,19 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("gated device: of several uncached writes none is issued past the deadline (GD1)") {
+  Rig rig;
+  const std::vector<uint8_t> data(4096, 7);
+  const DeviceWrite writes[] = {{0, data.data(), 4096}, {4096, data.data(), 4096}};
+  rig.lapse.at_change = 1;
+  CHECK(rig.device.write_uncached(writes, nullptr).code() == Code::FENCED);
+  CHECK(rig.lapse.changes == 1);
+  CHECK(rig.lapse.late == 0);
+  CHECK(rig.told.size() == 1);
+  CHECK(rig.memory.bytes()[0] == 7);
+  CHECK(rig.memory.bytes()[4096] == 0);
+}
+
 // As a block device reports a reservation conflict (EBADE).
 class ReservedDevice final : public Device {
  public:
