@@ -1,6 +1,8 @@
 // Single races, tried under very many schedules: what random histories come by too seldom.
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 
@@ -25,6 +27,7 @@ Status io(Volume& volume, View& view, IoOp op, void* data) {
 }
 
 uint64_t schedules() {
+  if (const char* given = std::getenv("CSNAP_SCHEDULES")) return std::strtoull(given, nullptr, 0);
   if (std::getenv("CSNAP_SANITIZED")) return 200;
   const char* tier = std::getenv("CSNAP_TIER");
   return tier && std::strcmp(tier, "full") == 0 ? 40'000 : 5'000;
@@ -59,6 +62,25 @@ Result<std::unique_ptr<Volume>> open(
   options.boot_id.bytes[0] = boot;
   return Volume::open(std::move(options));
 }
+
+// Of a request that nobody waits for in run().
+class End {
+ public:
+  void reached() {
+    MutexLock lock(mutex_);
+    reached_ = true;
+    changed_.notify_all();
+  }
+  void wait() {
+    MutexLock lock(mutex_);
+    while (!reached_) changed_.wait(lock);
+  }
+
+ private:
+  Mutex mutex_;
+  CondVar changed_;
+  bool reached_ = false;
+};
 
 }  // namespace
 
@@ -270,6 +292,120 @@ TEST_CASE("races: what a snapshot holds stays while its chunks are staged and ap
   CHECK(staged > 0);
   CHECK(parked > 0);
   CHECK(applied > 0);
+}
+
+// The committer goes to work for a parked write; before it looks at the write's second chunk, the
+// snapshot that this was owed to is gone, a younger one there, and a write of after it staged.
+TEST_CASE("races: a chunk is staged for a snapshot that the committer has not heard of (W7)") {
+  const uint64_t seed = seed_from_environment(0x4ad2);
+  SimScheduler scheduler;
+  uint64_t staged = 0;
+  for (uint64_t number = 0; number < schedules() / 5; number++) {
+    Host made(mix64(seed + number));
+    const auto outcome = scheduler.run(mix64(seed + number), [&] {
+      std::unique_ptr<Volume> volume = open(made.host).take();
+      const std::shared_ptr<View> live = volume->open_origin();
+      std::vector<uint8_t> before(kChunk, 1), parked(2 * kChunk, 2), small(kSectorBytes, 3);
+      if (!io(*volume, *live, IoOp::WRITE, before.data()).ok()) scheduler.stop("write");
+      const Uuid first = volume->create_snapshot("first", false, 0, {}).take().uuid;
+      End end;
+      IoRequest large;
+      large.op = IoOp::WRITE;
+      large.view = live.get();
+      large.length = parked.size();
+      large.data = parked.data();
+      large.owner = &end;
+      large.done = [](IoRequest& request) { static_cast<End*>(request.owner)->reached(); };
+      if (volume->submit(large, true)) end.reached();
+      if (!volume->delete_snapshot(first).ok()) scheduler.stop("delete");
+      const Uuid second = volume->create_snapshot("second", false, 0, {}).take().uuid;
+      IoRequest late;
+      late.op = IoOp::WRITE;
+      late.view = live.get();
+      late.offset = kChunk;
+      late.length = small.size();
+      late.data = small.data();
+      if (!volume->run(late).ok()) scheduler.stop("write");
+      end.wait();
+      staged += volume->info().staged;
+      const std::shared_ptr<View> view = volume->open_snapshot(second).take();
+      for (const bool applied : {false, true}) {
+        if (applied && !volume->checkpoint().ok()) scheduler.stop("checkpoint");
+        std::vector<uint8_t> data(2 * kChunk);
+        IoRequest read;
+        read.view = view.get();
+        read.length = data.size();
+        read.data = data.data();
+        if (!volume->run(read).ok()) scheduler.stop("read");
+        if (std::count(data.begin(), data.end(), 3) > 0)
+          scheduler.stop("the snapshot holds what was written after it");
+      }
+    });
+    REQUIRE_MESSAGE(outcome.ok(),
+                    "CSNAP_SEED=" << seed << " (schedule " << number << "): " << outcome.report);
+  }
+  CHECK(staged > 0);
+}
+
+TEST_CASE("races: what was flushed, staged or in place, survives the loss of the host (W3)") {
+  const uint64_t seed = seed_from_environment(0x4ad3);
+  SimScheduler scheduler;
+  uint64_t staged = 0, in_place = 0;
+  for (uint64_t number = 0; number < schedules() / 10; number++) {
+    Host made(mix64(seed + number));
+    HostImage image;
+    Rng rng(number);
+    uint8_t flushed = 0;
+    const auto read = [&](Volume& volume) {
+      std::vector<uint8_t> data(kChunk);
+      const std::shared_ptr<View> live = volume.open_origin();
+      if (!io(volume, *live, IoOp::READ, data.data()).ok()) scheduler.stop("read");
+      return data[0];
+    };
+    const auto before = scheduler.run(mix64(seed + number), [&] {
+      std::unique_ptr<Volume> volume = open(made.host).take();
+      const std::shared_ptr<View> live = volume->open_origin();
+      std::vector<uint8_t> old(kChunk, 100);
+      if (!io(*volume, *live, IoOp::WRITE, old.data()).ok()) scheduler.stop("write");
+      if (number % 2 == 0 && !volume->create_snapshot("s", false, 0, {}).ok())
+        scheduler.stop("create");
+      Thread writer;
+      std::atomic<uint8_t> done{0};
+      writer.start("writer", [&] {
+        for (uint8_t i = 1; i < 5; i++) {
+          std::vector<uint8_t> data(kSectorBytes, i);
+          IoRequest request;
+          request.op = IoOp::WRITE;
+          request.view = live.get();
+          request.length = data.size();
+          request.data = data.data();
+          if (!volume->run(request).ok()) scheduler.stop("write");
+          done = i;
+        }
+      });
+      while (done == 0) yield_point();
+      flushed = done;
+      if (!io(*volume, *live, IoOp::FLUSH, nullptr).ok()) scheduler.stop("flush");
+      image = made.host.crash_image(CrashLoss::EVERYTHING, rng);
+      const VolumeInfo info = volume->info();
+      (info.staged > 0 ? staged : in_place)++;
+      writer.join();
+    });
+    REQUIRE_MESSAGE(before.ok(),
+                    "CSNAP_SEED=" << seed << " (schedule " << number << "): " << before.report);
+    SimHost second(number, image);
+    const auto after = scheduler.run(number, [&] {
+      std::unique_ptr<Volume> volume = open(second, 2).take();
+      const uint8_t found = read(*volume);
+      if (found < flushed || found >= 100)
+        scheduler.stop("found " + std::to_string(found) + ", flushed was " +
+                       std::to_string(flushed));
+    });
+    REQUIRE_MESSAGE(after.ok(),
+                    "CSNAP_SEED=" << seed << " (schedule " << number << "): " << after.report);
+  }
+  CHECK(staged > 0);
+  CHECK(in_place > 0);
 }
 
 }  // namespace csnap

@@ -410,6 +410,72 @@ TEST_CASE("staging: a hole of the origin is allocated first, also one that is ma
   CHECK(rig.now(6 * kChunk, 1) == Bytes{4});
 }
 
+TEST_CASE("staging: what was applied is not put back over a later write in place (W8)") {
+  Image image;
+  {
+    Rig rig;
+    rig.snapshot("a");
+    rig.write(0, kBlock, 2);
+    // By itself: the journal's tail stays, and replay meets the write.
+    while (rig.volume->info().staged_bytes > 0)
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    REQUIRE(rig.volume->info().applied == 1);
+    rig.write(0, kBlock, 3);
+    CHECK(rig.volume->info().staged == 1);
+    image = rig.image();
+  }
+  Rig rig(image, format::DurabilityMode::FLUSH);
+  CHECK(rig.volume->info().replayed_records > 0);
+  CHECK(rig.now(0, 2) == Bytes{3, 1});
+}
+
+TEST_CASE("staging: a checkpoint leaves the journal what is not in the origin yet (W8)") {
+  Image image;
+  {
+    Rig rig;
+    rig.snapshot("a");
+    rig.origin.hold(true);
+    rig.write(0, kBlock, 2);
+    const uint64_t before = rig.volume->info().checkpoints;
+    REQUIRE(rig.volume->checkpoint().ok());
+    REQUIRE(rig.volume->info().checkpoints > before);
+    CHECK(rig.origin.bytes()[0] == 1);
+    image = rig.image();
+  }
+  Rig rig(image, format::DurabilityMode::FLUSH);
+  CHECK(rig.now(0, 2) == Bytes{2, 1});
+}
+
+// The snapshot waits for a write of before it; one of after it must not be in the journal ahead of
+// the snapshot's record.
+TEST_CASE("staging: nothing is staged in a generation that is not in the journal yet (W7)") {
+  Image image;
+  {
+    Rig rig;
+    rig.origin.hold_large(true);
+    Thread before, creator, after;
+    before.start("before", [&] { rig.write(5 * kChunk, kChunk, 3); });
+    while (!rig.origin.large_waiting) std::this_thread::yield();
+    creator.start("creator", [&] { rig.snapshot("a"); });
+    // From then on a write is of the new generation, and not in place.
+    after.start("after", [&] {
+      uint8_t value = 4;
+      while (rig.volume->recent_info().parked + rig.volume->recent_info().staged == 0)
+        rig.write(0, kBlock, value++);
+    });
+    while (rig.volume->recent_info().parked + rig.volume->recent_info().staged == 0)
+      std::this_thread::yield();
+    image = rig.image();
+    rig.origin.hold_large(false);
+    before.join();
+    creator.join();
+    after.join();
+    CHECK(rig.live().size() == 1);
+  }
+  Rig rig(image, format::DurabilityMode::FLUSH);
+  CHECK(rig.live().empty());
+}
+
 // A write in place that saw its chunk before something was staged of it would land on what is
 // applied, behind the table's back: reads, and snapshots, would see the staged write come and go.
 TEST_CASE("staging: nothing is applied beside a write in place that is under way (W6)") {
