@@ -130,6 +130,8 @@ bool VolumeImpl::commit_group(std::span<const ChunkIndex> chunks, bool staged) {
       if (!group.copies.empty()) status = record_group(group.copies, *state, staged);
     }
     for (CopyOut& copy : group.copies) give_up(copy);
+    // Who waits for a staged chunk waits for the applier now, which looked too early.
+    if (staged_->awaited()) wake_applier();
     if (status.code() == Code::WOULD_BLOCK) {
       copy_out_staged();
       apply_staged();

@@ -408,4 +408,40 @@ TEST_CASE("races: what was flushed, staged or in place, survives the loss of the
   CHECK(in_place > 0);
 }
 
+// Of a younger generation than what is staged of its chunk: committer and applier have to go first,
+// one at the other's heels. Neither may leave it to the other's timer.
+TEST_CASE("races: a write that waits for a staged chunk waits for no time-out") {
+  constexpr uint64_t kWaitMaxMs = 100;
+  const uint64_t seed = seed_from_environment(0x4ad4);
+  SimScheduler::Options options;
+  options.early_timeout_one_in = 0;  // time passes where nobody can get on
+  SimScheduler scheduler(options);
+  uint64_t parked = 0, longest_ms = 0;
+  for (uint64_t number = 0; number < schedules() / 10; number++) {
+    Host made(mix64(seed + number));
+    const auto outcome = scheduler.run(mix64(seed + number), [&] {
+      std::unique_ptr<Volume> volume = open(made.host).take();
+      const std::shared_ptr<View> live = volume->open_origin();
+      std::vector<uint8_t> old(kChunk, 1), small(kSectorBytes, 2);
+      if (!io(*volume, *live, IoOp::WRITE, old.data()).ok()) scheduler.stop("write");
+      for (const char* name : {"first", "second"}) {
+        if (!volume->create_snapshot(name, false, 0, {}).ok()) scheduler.stop("create");
+        IoRequest request;
+        request.op = IoOp::WRITE;
+        request.view = live.get();
+        request.length = small.size();
+        request.data = small.data();
+        const uint64_t start = monotonic_ms();
+        if (!volume->run(request).ok()) scheduler.stop("write");
+        longest_ms = std::max(longest_ms, monotonic_ms() - start);
+      }
+      parked += volume->info().parked;
+    });
+    REQUIRE_MESSAGE(outcome.ok(),
+                    "CSNAP_SEED=" << seed << " (schedule " << number << "): " << outcome.report);
+  }
+  CHECK(parked > 0);
+  CHECK_MESSAGE(longest_ms < kWaitMaxMs, "CSNAP_SEED=" << seed);
+}
+
 }  // namespace csnap
