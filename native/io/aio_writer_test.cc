@@ -126,13 +126,13 @@ TEST_CASE("uncached writes: none is issued past the grant, those before it are w
   Gate gate([&] { return looks++ == 0 ? 0 : kDeadlineNs; });
   gate.extend(kDeadlineNs);
   {
-    auto writer = AioWriter::make(fd, path);
+    auto writer = AioWriter::make(fd, path, false, false);
     REQUIRE(writer);
-    Aligned memory(kBlockBytes);
-    std::memset(memory.data, 1, kBlockBytes);
+    const Aligned memory = aligned(kBlockBytes);
+    std::memset(memory.get(), 1, kBlockBytes);
     std::vector<DeviceWrite> writes;
     for (size_t i = 0; i < kWrites; i++)
-      writes.push_back({2 * i * kBlockBytes, memory.data, kBlockBytes});
+      writes.push_back({2 * i * kBlockBytes, memory.get(), kBlockBytes});
     CHECK(writer->write(writes, &gate).code() == Code::FENCED);
     CHECK(gate.refusals() == 1);
   }

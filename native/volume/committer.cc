@@ -145,7 +145,6 @@ bool VolumeImpl::commit_group(std::span<const ChunkIndex> chunks, bool staged) {
     }
     release_waiters(group.taken == 0 ? std::span<const ChunkIndex>() : group.done, status);
     look_at_water();
-    if (staged_->awaited()) wake_applier();
     chunks = chunks.subspan(group.taken);
     if (!status.ok()) {
       release_waiters(chunks, status);

@@ -75,7 +75,11 @@ std::map<std::string, uint64_t> explore(uint64_t seed, uint64_t wanted, bool mod
       shape.durability = format::DurabilityMode::SYNC;
       shape.work.sync_mode = true;
     }
-    auto explorer = std::make_unique<CrashExplorer>(rng.next(), shape, CrashBudget());
+    // A history has some ten thousand operations: of most one in eight is enough, so that the
+    // points are those of many.
+    CrashBudget budget;
+    if (!Rng(mix64(~seed ^ number)).one_in(4)) budget.image_one_in = 8;
+    auto explorer = std::make_unique<CrashExplorer>(rng.next(), shape, budget);
     const bool survived = explorer->run();
     points += explorer->crash_points();
     images += explorer->images();

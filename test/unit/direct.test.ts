@@ -36,7 +36,7 @@ function open(direct?: boolean): Promise<NativeVolume> {
   });
 }
 
-/** Whether each open descriptor of `path` is O_DIRECT. */
+/** Whether each open descriptor of `path` is O_DIRECT, those that are last. */
 function directness(path: string): boolean[] {
   const found: boolean[] = [];
   for (const fd of readdirSync("/proc/self/fd")) {
@@ -48,7 +48,7 @@ function directness(path: string): boolean[] {
     const flags = /^flags:\s*([0-7]+)/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, "utf8"))?.[1];
     found.push((Number.parseInt(flags ?? "0", 8) & O_DIRECT) !== 0);
   }
-  return found;
+  return found.sort();
 }
 
 it("opens origin and store with O_DIRECT only where asked, and both ways see one volume", async (context) => {
