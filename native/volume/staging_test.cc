@@ -32,6 +32,14 @@ bool is_thread(const char* name) {
   return std::strcmp(thread, name) == 0;
 }
 
+// Nobody ends it.
+void rest(uint64_t ms) {
+  Mutex mutex;
+  CondVar wake;
+  MutexLock lock(mutex);
+  wake.wait_for(lock, ms);
+}
+
 // Holds the committer, and nobody else, at its reads; or writes of whole chunks.
 class HeldOrigin final : public Device {
  public:
@@ -417,8 +425,7 @@ TEST_CASE("staging: what was applied is not put back over a later write in place
     rig.snapshot("a");
     rig.write(0, kBlock, 2);
     // By itself: the journal's tail stays, and replay meets the write.
-    while (rig.volume->info().staged_bytes > 0)
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    while (rig.volume->info().staged_bytes > 0) rest(1);
     REQUIRE(rig.volume->info().applied == 1);
     rig.write(0, kBlock, 3);
     CHECK(rig.volume->info().staged == 1);
@@ -481,7 +488,7 @@ TEST_CASE("staging: nothing is staged in a generation that is not in the journal
 // A write in place that saw its chunk before something was staged of it would land on what is
 // applied, behind the table's back: reads, and snapshots, would see the staged write come and go.
 TEST_CASE("staging: nothing is applied beside a write in place that is under way (W6)") {
-  constexpr auto kApplierIdles = std::chrono::milliseconds(500);
+  constexpr uint64_t kApplierIdlesMs = 500;
   Rig rig(format::DurabilityMode::SYNC);
   rig.origin.hold_large(true);
   Thread large;
@@ -489,7 +496,7 @@ TEST_CASE("staging: nothing is applied beside a write in place that is under way
   while (!rig.origin.large_waiting) std::this_thread::yield();
   rig.write(0, kBlock, 4);
   CHECK(rig.volume->info().staged == 1);
-  std::this_thread::sleep_for(2 * kApplierIdles);
+  rest(2 * kApplierIdlesMs);
   CHECK(rig.origin.applier_writes == 0);
   CHECK(rig.now(0, 2) == Bytes{4, 1});
   rig.origin.hold_large(false);
@@ -592,7 +599,7 @@ TEST_CASE("staging: the store full while writes are staged") {
 TEST_CASE("staging: snapshots in quick succession under hot writes in mode sync") {
   using Clock = std::chrono::steady_clock;
   constexpr int kSnapshots = 40;
-  constexpr auto kPeriod = std::chrono::milliseconds(50);
+  constexpr uint64_t kPeriodMs = 50;
   constexpr size_t kWriters = 4;
   constexpr uint64_t kBlocks = kChunks * kChunk / kBlock;
   const TestDirectory directory;
@@ -677,7 +684,7 @@ TEST_CASE("staging: snapshots in quick succession under hot writes in mode sync"
 
   std::vector<std::pair<std::shared_ptr<View>, std::vector<uint64_t>>> kept;
   for (int i = 0; i < kSnapshots; i++) {
-    const auto next = Clock::now() + kPeriod;
+    const uint64_t next = monotonic_ms() + kPeriodMs;
     const std::vector<uint64_t> low = all(acknowledged);
     Result<SnapshotInfo> made = volume->create_snapshot("s" + std::to_string(i), false, 0, {});
     const std::vector<uint64_t> high = all(submitted);
@@ -689,7 +696,7 @@ TEST_CASE("staging: snapshots in quick succession under hot writes in mode sync"
       CHECK(found[block] <= high[block]);
     }
     kept.emplace_back(view, std::move(found));
-    std::this_thread::sleep_until(next);
+    if (const uint64_t now = monotonic_ms(); now < next) rest(next - now);
   }
   stop = true;
   for (Thread& writer : writers) writer.join();
