@@ -293,8 +293,9 @@ void fail_each(size_t disk, DeviceOp op, Fault::Effect effect, bool stops) {
       run->run();
       if (!run->failure.empty()) {
         FAIL_CHECK("CSNAP_SEED=" << seed << ", round " << round << ": " << nth << ". "
-                                 << device_op_name(op) << " of the "
-                                 << (disk == 0 ? "origin" : "store") << " fails: " << run->failure);
+                                 << std::string(device_op_name(op)) << " of the "
+                                 << std::string(disk == 0 ? "origin" : "store")
+                                 << " fails: " << run->failure);
         run.release();
         return;
       }

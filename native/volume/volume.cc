@@ -169,8 +169,9 @@ std::unique_ptr<GatedDevice> VolumeImpl::gated(Device& device) {
   });
 }
 
-// F2: before what is no device's reply is acknowledged.
+// F2, W9: before what is no device's reply is acknowledged.
 Status VolumeImpl::still_granted() {
+  if (store_->failed()) return store_->failure();
   if (!options_.gate || options_.gate->admit()) return Status();
   fail(Status(Code::FENCED, store_device_.name() +
                                 ": the grant of this server's epoch has ended; it writes and "
