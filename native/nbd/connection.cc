@@ -211,7 +211,8 @@ void Connection::receive_or_wait() {
   const bool want_in = phase_ == Phase::OPEN && !blocked_;
   const bool want_out = !outbox_.empty();
   if (begun_since_receive_ > 0)
-    singles_in_a_row_ = begun_since_receive_ == 1 ? singles_in_a_row_ + 1 : 0;
+    singles_in_a_row_ =
+        begun_since_receive_ == 1 ? std::min(singles_in_a_row_ + 1, kSinglesToSpin) : 0;
   // Slots that came free by sending let dispatch() go on first.
   if (blocked_ && freed_some_) return;
   // After a single request the client most likely waits for its answer: then polling at once spares

@@ -174,7 +174,7 @@ class Connection final : private PayloadBudget::Member {
   size_t begun_since_receive_ = 0;
   int spin_credit_ = kSpinCreditMax;  // grows with every spin that was worth it
   int waits_since_spin_ = 0;
-  int singles_in_a_row_ = 0;  // receives that brought one request
+  int singles_in_a_row_ = 0;  // receives that brought one request, up to kSinglesToSpin
   bool socket_full_ = false;
   uint64_t reported_ms_ = 0;
   uint64_t unreported_ = 0;
