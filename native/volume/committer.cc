@@ -99,7 +99,8 @@ void VolumeImpl::copy_out_staged() {
 
 // Copies what is needed of `chunks` and releases all their waiters, in as many goes as journal and
 // store allow. `staged`: they are the staged table's, whose writes are acknowledged: they can't
-// fail, only wait; false then: there is no room for now.
+// fail, only wait. False: some of those have to, for room or since a device failed, and are to be
+// tried again.
 bool VolumeImpl::commit_group(std::span<const ChunkIndex> chunks, bool staged) {
   bool held = false;
   while (!chunks.empty()) {
