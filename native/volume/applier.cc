@@ -150,21 +150,7 @@ Status VolumeImpl::put_in_place(const StagedTable::Content& content) {
 // Requests that waited for these chunks to leave the table try again, or fail: where they can't
 // leave, what is acknowledged stays in the journal, and what is not need not wait for it.
 void VolumeImpl::release_applied(std::span<const ChunkIndex> chunks, const Status& status) {
-  std::vector<IoRequest*> ready;
-  {
-    MutexLock lock(pending_mutex_);
-    for (const ChunkIndex chunk : chunks) {
-      const auto at = applying_.find(chunk);
-      if (at == applying_.end()) continue;
-      for (IoRequest* request : at->second) {
-        if (!status.ok() && request->status.ok()) request->status = status;
-        CSNAP_ASSERT(request->internal.waits_for > 0);
-        if (--request->internal.waits_for == 0) ready.push_back(request);
-      }
-      applying_.erase(at);
-    }
-  }
-  for (IoRequest* request : ready) pool_->run([this, request] { resume(*request); });
+  release(applying_, chunks, status);
 }
 
 // Everything that is staged now and copied out goes to its place. For the checkpoint thread, before

@@ -326,18 +326,23 @@ Status VolumeImpl::record_group(std::vector<CopyOut>& group, GenerationState& st
 }
 
 void VolumeImpl::release_waiters(std::span<const ChunkIndex> chunks, const Status& status) {
+  release(pending_, chunks, status);
+}
+
+// Takes the chunks out of the queues; who waits for none any more goes on, or fails.
+void VolumeImpl::release(Queues& queues, std::span<const ChunkIndex> chunks, const Status& status) {
   std::vector<IoRequest*> ready;
   {
     MutexLock lock(pending_mutex_);
     for (ChunkIndex chunk : chunks) {
-      const auto at = pending_.find(chunk);
-      if (at == pending_.end()) continue;
+      const auto at = queues.find(chunk);
+      if (at == queues.end()) continue;
       for (IoRequest* request : at->second) {
         if (!status.ok() && request->status.ok()) request->status = status;
         CSNAP_ASSERT(request->internal.waits_for > 0);
         if (--request->internal.waits_for == 0) ready.push_back(request);
       }
-      pending_.erase(at);
+      queues.erase(at);
     }
   }
   for (IoRequest* request : ready) pool_->run([this, request] { resume(*request); });

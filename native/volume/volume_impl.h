@@ -165,6 +165,8 @@ class VolumeImpl final : public Volume {
   void settle_staged(ChunkIndex chunk);
   Status record_group(std::vector<CopyOut>& group, GenerationState& state, bool staged);
   void release_waiters(std::span<const ChunkIndex> chunks, const Status& status);
+  using Queues = std::map<ChunkIndex, std::vector<IoRequest*>>;
+  void release(Queues& queues, std::span<const ChunkIndex> chunks, const Status& status);
 
   // -- copy_out.cc
   void copy_group(CopyGroup& group, bool passes_over);
@@ -259,9 +261,9 @@ class VolumeImpl final : public Volume {
   // Parked requests, by chunk. An entry lives until the chunk's waiters are released.
   Mutex pending_mutex_;
   CondVar pending_wake_;
-  CondVar copied_;                                          // a group of staged chunks was
-  std::map<ChunkIndex, std::vector<IoRequest*>> pending_;   // for a copy-out
-  std::map<ChunkIndex, std::vector<IoRequest*>> applying_;  // for the chunk to leave the table
+  CondVar copied_;   // a group of staged chunks was
+  Queues pending_;   // for a copy-out
+  Queues applying_;  // for the chunk to leave the table
   ChunkIndex commit_cursor_ = 0;
   // The committer's own.
   struct ReadFailures {
