@@ -28,6 +28,7 @@ import {
   SIZE,
   startServer,
   stopServer,
+  suspend,
   sysfs,
   test,
   work,
@@ -272,7 +273,7 @@ await test("shutting our copy down cuts the link; reconnected, nothing was lost"
 
 await test("past its dead connection's timeout new requests fail, those under way wait for a socket", async () => {
   await native.nbdReconfigure({ index, backend: OWNER, deadConnectionTimeoutSeconds: 1 });
-  server.kill("SIGSTOP");
+  await suspend(server);
   let answered = false;
   const underWay = native.probeDevice(device(index)).then(() => (answered = true));
   while (!/^\s*1\b/.test(sysfs(index, "inflight"))) await setImmediate();
@@ -289,7 +290,7 @@ await test("past its dead connection's timeout new requests fail, those under wa
 });
 
 await test("a device that hangs holds up neither other calls nor the end of a process", async () => {
-  server.kill("SIGSTOP");
+  await suspend(server);
   const hanging = native.probeDevice(device(index));
   const child = elsewhere(
     `native.probeDevice(${JSON.stringify(device(index))});
@@ -309,7 +310,7 @@ await test("a device that hangs holds up neither other calls nor the end of a pr
 });
 
 await test("disconnect frees the device, whatever waits", async () => {
-  server.kill("SIGSTOP");
+  await suspend(server);
   const hanging = refused(
     native.probeDevice(device(index)),
     "IO_ERROR",

@@ -183,6 +183,16 @@ export const options = (link, more = {}) => ({
   ...more,
 });
 
+/**
+ * Stops a process and waits until every thread of it stands: kill() returns before they have noticed, and one that has
+ * not still answers a request.
+ */
+export async function suspend({ pid }) {
+  process.kill(pid, "SIGSTOP");
+  const stands = (thread) => / T /.test(readFileSync(`/proc/${pid}/task/${thread}/stat`, "utf8"));
+  while (!readdirSync(`/proc/${pid}/task`).every(stands)) await setImmediate();
+}
+
 /** Disconnects and lets go of the sockets; the device is free when the last opener is gone. */
 export async function detach(index, ...links) {
   await native.nbdDisconnect(index);
