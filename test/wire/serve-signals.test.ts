@@ -5,6 +5,7 @@ import { execFileSync, spawn, spawnSync } from "node:child_process";
 import { mkdirSync } from "node:fs";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { MAIN, Sandbox, Server } from "../support/csnap.js";
+import { detachLoop } from "../support/loop-device.js";
 import { ConnectionLost, NbdClient } from "../support/nbd-client.js";
 import { Command } from "../support/nbd-requests.js";
 import { SyncGate } from "../support/server-gate.js";
@@ -178,7 +179,7 @@ describe.skipIf(!hasLoop)("an origin that somebody else uses", () => {
     );
     // Nothing was claimed or written by all that; mkfs has changed the origin.
     run("umount", directory);
-    run("losetup", "--detach", loop);
+    await detachLoop(loop, toolEnv);
     expect(await sandbox.json("status", "vol")).toMatchObject({ state: "stopped", epoch: 0 });
   });
 
@@ -186,7 +187,7 @@ describe.skipIf(!hasLoop)("an origin that somebody else uses", () => {
     run("mount", loop, directory);
     await refusal("serve", "vol");
     run("umount", directory);
-    run("losetup", "--detach", loop);
+    await detachLoop(loop, toolEnv);
     const server = await sandbox.serve("vol", "--accept-origin");
     expect(await server.stop()).toBe(0);
   });
