@@ -57,6 +57,7 @@ VolumeOptions Files::options() {
   options.origin = origin.get();
   options.store = store.get();
   options.identity = identity;
+  options.index = IndexOptions::for_this_machine();
   return options;
 }
 

@@ -1,5 +1,7 @@
 #include "store/index.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <bit>
 
@@ -68,6 +70,7 @@ Status IndexImpl::descend(const Key& key, IndexPath& path, bool stop_at_miss, bo
   if (missed) return Status();
   if (!node) CSNAP_TRY(load(nullptr, 0, node));
   path.top = node->level;
+  uint32_t guess = kNoGuess;
   for (;;) {
     node->touch();
     path.nodes[node->level] = node;
@@ -78,10 +81,13 @@ Status IndexImpl::descend(const Key& key, IndexPath& path, bool stop_at_miss, bo
     missed = !child && stop_at_miss;
     if (missed) return Status();
     if (!child) CSNAP_TRY(load(node, slot, child));
-    if (child->level == 0) prefetch_leaf(*child->image);
+    if (child->level == 0) {
+      guess = guess_in_leaf(*node->image, slot, key);
+      prefetch_leaf(*child->image, guess);
+    }
     node = child;
   }
-  path.slots[0] = leaf_lower_bound(*node->image, key);
+  path.slots[0] = leaf_lower_bound(*node->image, key, guess);
   return Status();
 }
 
@@ -108,12 +114,30 @@ Status IndexImpl::step(IndexPath& path, bool forward, bool& moved) {
 }
 
 void IndexImpl::trim() {
-  if (!cache.over_limit()) return;
+  const bool answers_full = answers.full();
+  if (!cache.over_limit() && !answers_full) return;
   ExclusiveLock lock(latch);
-  cache.evict(root);
+  if (answers_full) answers.grow();
+  if (cache.over_limit()) cache.evict(root);
+}
+
+Generation IndexImpl::answers_from(const IndexPath& path, const Key& key) const {
+  if (path.slots[0] == 0) return key.generation;
+  const Key former = key_of(leaf_entries(*path.node(0).image)[path.slots[0] - 1]);
+  return former.same_chunk(key) ? former.generation + 1 : 0;
 }
 
 // ---- Lookups -----------------------------------------------------------------------------------
+
+IndexOptions IndexOptions::for_this_machine() {
+  constexpr uint64_t kMost = uint64_t{512} << 20;
+  const uint64_t memory =
+      static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  IndexOptions options;
+  options.cache_bytes = std::clamp(memory / 64, options.cache_bytes, kMost);
+  options.answers_bytes = std::clamp(memory / 64, options.answers_bytes, kMost);
+  return options;
+}
 
 Index::Index(MetadataIo& io, IndexOptions options)
     : impl_(std::make_unique<IndexImpl>(io, options)) {
@@ -129,6 +153,7 @@ void Index::open(IndexRoot root, uint64_t entry_count) {
   ExclusiveLock lock(impl_->latch);
   impl_->root = nullptr;
   impl_->cache.clear();
+  impl_->answers.clear();
   impl_->root_ref = root.ref;
   impl_->root_level = root.level;
   impl_->entries = entry_count;
@@ -148,6 +173,32 @@ Result<std::optional<Entry>> Index::at_or_after(const Key& key) {
   }
   impl_->trim();
   return found;
+}
+
+Result<std::optional<Entry>> Index::covering(const Key& key) {
+  std::optional<Entry> found;
+  if (impl_->answers.find(key, found)) return found;
+  {
+    SharedLock lock(impl_->latch);
+    if (impl_->empty()) {
+      impl_->answers.keep(key, {});
+      return found;
+    }
+    IndexPath path;
+    CSNAP_TRY(impl_->descend(key, path));
+    const Generation from = impl_->answers_from(path, key);
+    bool there = path.slot(0) < path.node(0).count();
+    if (!there) CSNAP_TRY(impl_->step(path, true, there));
+    if (there) found = Entry::from_disk(leaf_entries(*path.node(0).image)[path.slot(0)]);
+    if (found && !found->key.same_chunk(key)) found.reset();
+    impl_->answers.keep(key, {from, found});
+  }
+  impl_->trim();
+  return found;
+}
+
+bool Index::covering_nowait(const Key& key, std::optional<Entry>& entry) const {
+  return impl_->answers.find(key, entry);
 }
 
 Result<std::optional<Entry>> Index::before(const Key& key) {

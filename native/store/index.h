@@ -12,7 +12,8 @@
 //  X3  A node that is dirty is reachable from the root through dirty nodes only.
 //  X4  No node but the root is empty; an inner root has at least two children.
 //  X5  Lookups and scans hold the latch shared, changes and freeze exclusively; no latch is held by
-//      a caller between calls.
+//      a caller between calls. covering() holds none where its answer is remembered:
+//      lookup_cache.h.
 #pragma once
 
 #include <cstdint>
@@ -33,6 +34,12 @@ struct IndexOptions {
   uint32_t inner_capacity = format::kInnerEntriesMax;
   // Clean nodes kept in RAM. Dirty ones come on top, bounded by the store's checkpoints.
   uint64_t cache_bytes = uint64_t{64} << 20;
+  // Answers of covering() kept in RAM.
+  uint64_t answers_bytes = uint64_t{16} << 20;
+
+  // For a server: a 64th of this machine's memory for each of the two, at most 512 MiB and at least
+  // what a fresh IndexOptions has. They fill with use.
+  static IndexOptions for_this_machine();
 };
 
 struct IndexRoot {
@@ -70,6 +77,12 @@ class Index {
 
   // The smallest entry with key >= `key`, of any chunk or volume. Errors: CORRUPT, IO_ERROR.
   Result<std::optional<Entry>> at_or_after(const Key& key);
+  // The entry of the key's chunk with the smallest generation >= the key's: where a snapshot of
+  // that generation finds the chunk; none: nobody has copied it out since. Answers are remembered,
+  // so that the next time neither tree nor latch is touched. Errors: as at_or_after().
+  Result<std::optional<Entry>> covering(const Key& key);
+  // The same where the answer is remembered, without waiting for anything; false: ask covering().
+  bool covering_nowait(const Key& key, std::optional<Entry>& entry) const;
   // The largest entry with key < `key`.
   Result<std::optional<Entry>> before(const Key& key);
   // The entry with exactly this key.

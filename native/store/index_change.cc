@@ -375,6 +375,7 @@ Status IndexImpl::insert_locked(const Entry& entry, bool stop_at_miss, bool& mis
       return corrupt_node(root_ref.block, "the tree is too high");
   }
   Change(*this, path).insert(entry);
+  answers.forget(entry.key);
   changes++;
   return Status();
 }
@@ -391,6 +392,7 @@ Status IndexImpl::erase_locked(const Key& key, bool& erased, bool stop_at_miss, 
   CSNAP_TRY(change.plan_erase(stop_at_miss, missed));
   if (missed) return Status();
   change.erase();
+  answers.forget(key);
   // A count that the superblock had wrong is the checker's business.
   if (entries > 0) entries--;
   erased = true;

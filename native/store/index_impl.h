@@ -10,6 +10,7 @@
 #include "store/index.h"
 #include "store/index_cache.h"
 #include "store/index_node.h"
+#include "store/lookup_cache.h"
 
 namespace csnap {
 
@@ -26,12 +27,16 @@ struct IndexPath {
 
 struct IndexImpl {
   IndexImpl(MetadataIo& metadata_io, const IndexOptions& index_options)
-      : io(metadata_io), options(index_options), cache(index_options.cache_bytes) {}
+      : io(metadata_io),
+        options(index_options),
+        cache(index_options.cache_bytes),
+        answers(index_options.answers_bytes) {}
 
   MetadataIo& io;
   const IndexOptions options;
   SharedMutex latch;  // X5
   NodeCache cache;
+  LookupCache answers;
   // The tree: where it is on the device, and its root node if that is resident. Of a dirty root,
   // root_ref.crc means nothing.
   std::atomic<Node*> root{nullptr};
@@ -58,6 +63,9 @@ struct IndexImpl {
   Status step(IndexPath& path, bool forward, bool& moved);
   Status scan_locked(const Key& from, const std::function<bool(Generation, Generation)>& wanted,
                      size_t max_entries, size_t max_nodes, std::vector<Entry>& out, Key& next);
+  // Of the path's position: the smallest generation from which on its entry answers a question that
+  // led there, as far as this leaf tells. Before step().
+  Generation answers_from(const IndexPath& path, const Key& key) const;
   bool empty() const { return root_ref.block == 0; }
 
   // After a call that may have loaded nodes; takes the latch, so none may be held.

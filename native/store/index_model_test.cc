@@ -69,7 +69,7 @@ class Model {
     else if (dice < 350)
       growing_ ? erase() : insert();
     else if (dice < 550)
-      look_up_at_or_after();
+      rng_.coin() ? look_up_at_or_after() : look_up_covering();
     else if (dice < 720)
       look_up_before();
     else if (dice < 900)
@@ -118,6 +118,19 @@ class Model {
     CSNAP_MUST(result.ok());
     CSNAP_MUST(result.value().has_value() == (expected != model_.begin()));
     if (result.value()) CSNAP_MUST(*result.value() == (--expected)->second);
+  }
+
+  // Twice: the second answer is most likely a remembered one.
+  void look_up_covering() {
+    const Key key = random_key();
+    const auto expected = model_.lower_bound(key);
+    const bool there = expected != model_.end() && expected->first.same_chunk(key);
+    for (int i = 0; i < 2; i++) {
+      Result<std::optional<Entry>> result = index_->covering(key);
+      CSNAP_MUST(result.ok());
+      CSNAP_MUST(result.value().has_value() == there);
+      if (there) CSNAP_MUST(*result.value() == expected->second);
+    }
   }
 
   void look_up_exact() {
@@ -282,11 +295,11 @@ TEST_CASE("index_model_tiny_nodes_with_room_in_the_cache") {
 }
 
 TEST_CASE("index_model_tiny_nodes_without_a_cache") {
-  run_shape({"tiny nodes, no cache", {4, 4, 0}, 100000, 200, 4});
+  run_shape({"tiny nodes, no cache", {4, 4, 0, 0}, 100000, 200, 4});
 }
 
 TEST_CASE("index_model_tiny_nodes_small_cache") {
-  run_shape({"tiny nodes, 16 cached", {4, 5, 16 * kBlockBytes}, 200000, 400, 5});
+  run_shape({"tiny nodes, 16 cached", {4, 5, 16 * kBlockBytes, 10 * 128}, 200000, 400, 5});
 }
 
 TEST_CASE("index_model_odd_nodes") {

@@ -92,10 +92,11 @@ void init_node(BlockImage& image, uint8_t level) {
   image.header().level = level;
 }
 
-uint32_t leaf_lower_bound(const BlockImage& image, const Key& key) {
-  const format::IndexEntry* const entries = leaf_entries(image);
-  uint32_t first = 0;
-  uint32_t length = node_count(image);
+namespace {
+
+// The same among `length` entries from `first` on; `first` + `length` when there is none.
+uint32_t lower_bound_within(const format::IndexEntry* entries, uint32_t first, uint32_t length,
+                            const Key& key) {
   while (length > 0) {
     const uint32_t half = length / 2;
     const bool less = record_less(entries[first + half], key);
@@ -103,6 +104,45 @@ uint32_t leaf_lower_bound(const BlockImage& image, const Key& key) {
     length = less ? length - half - 1 : half;
   }
   return first;
+}
+
+// Entries that are looked at together around a guess: their lines are fetched at once.
+constexpr uint32_t kGuessWindow = 6;
+
+uint32_t guessed_start(uint32_t count, uint32_t guess) {
+  const uint32_t middle = static_cast<uint32_t>(uint64_t{count} * guess / kGuessScale);
+  return middle > kGuessWindow / 2 ? middle - kGuessWindow / 2 : 0;
+}
+
+}  // namespace
+
+uint32_t leaf_lower_bound(const BlockImage& image, const Key& key) {
+  return lower_bound_within(leaf_entries(image), 0, node_count(image), key);
+}
+
+uint32_t leaf_lower_bound(const BlockImage& image, const Key& key, uint32_t guess) {
+  if (guess == kNoGuess) return leaf_lower_bound(image, key);
+  const format::IndexEntry* const entries = leaf_entries(image);
+  const uint32_t count = node_count(image);
+  const uint32_t start = std::min(guessed_start(count, guess), count);
+  const uint32_t end = std::min(start + kGuessWindow, count);
+  if (start > 0 && !record_less(entries[start - 1], key))
+    return lower_bound_within(entries, 0, start - 1, key);
+  if (end < count && record_less(entries[end], key))
+    return lower_bound_within(entries, end + 1, count - end - 1, key);
+  return lower_bound_within(entries, start, end - start, key);
+}
+
+uint32_t guess_in_leaf(const BlockImage& parent, uint32_t slot, const Key& key) {
+  if (slot == 0 || slot + 1 >= node_count(parent)) return kNoGuess;
+  const Key lower = key_of(inner_children(parent)[slot]);
+  const Key upper = key_of(inner_children(parent)[slot + 1]);
+  if (lower.volume != upper.volume || key.chunk < lower.chunk || key.chunk > upper.chunk ||
+      upper.chunk == lower.chunk)
+    return kNoGuess;
+  const double share =
+      static_cast<double>(key.chunk - lower.chunk) / static_cast<double>(upper.chunk - lower.chunk);
+  return static_cast<uint32_t>(share * kGuessScale);
 }
 
 uint32_t inner_slot(const BlockImage& image, const Key& key) {
@@ -118,11 +158,19 @@ uint32_t inner_slot(const BlockImage& image, const Key& key) {
   return first - 1;
 }
 
-void prefetch_leaf(const BlockImage& image) {
-  // The header's line and the eighths: where the search of a well filled leaf makes its first
-  // steps.
-  for (size_t offset = 0; offset < kBlockBytes; offset += kBlockBytes / 8)
-    __builtin_prefetch(image.bytes.data() + offset);
+void prefetch_leaf(const BlockImage& image, uint32_t guess) {
+  constexpr size_t kLine = 64;
+  if (guess == kNoGuess) {
+    // The header's line and the eighths: where the search of a well filled leaf makes its first
+    // steps.
+    for (size_t offset = 0; offset < kBlockBytes; offset += kBlockBytes / 8)
+      __builtin_prefetch(image.bytes.data() + offset);
+    return;
+  }
+  const auto* const from = reinterpret_cast<const std::byte*>(
+      leaf_entries(image) + guessed_start(node_count(image), guess));
+  for (size_t offset = 0; offset < (kGuessWindow + 1) * sizeof(format::IndexEntry); offset += kLine)
+    __builtin_prefetch(from + offset);
 }
 
 GenerationRange node_range(const BlockImage& image, uint8_t level) {

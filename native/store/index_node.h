@@ -81,10 +81,17 @@ void init_node(BlockImage& image, uint8_t level);
 
 // Position of the first leaf entry with key >= `key`; count when there is none.
 uint32_t leaf_lower_bound(const BlockImage& image, const Key& key);
+// The same, faster where the position is near `guess` (of kGuessScale: how far into the leaf).
+uint32_t leaf_lower_bound(const BlockImage& image, const Key& key, uint32_t guess);
 // Slot of the child under which `key` belongs.
 uint32_t inner_slot(const BlockImage& image, const Key& key);
+// Where in the leaf below `slot` a key should be if its chunks were spread evenly between the keys
+// that part it from its neighbours; kNoGuess where they don't tell.
+constexpr uint32_t kGuessScale = 1 << 16;
+constexpr uint32_t kNoGuess = kGuessScale + 1;
+uint32_t guess_in_leaf(const BlockImage& parent, uint32_t slot, const Key& key);
 // Asks the processor for the lines that leaf_lower_bound() looks at first.
-void prefetch_leaf(const BlockImage& image);
+void prefetch_leaf(const BlockImage& image, uint32_t guess);
 
 // Generations below a node, from its own records.
 GenerationRange node_range(const BlockImage& image, uint8_t level);

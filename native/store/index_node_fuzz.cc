@@ -56,6 +56,9 @@ void try_validator(const uint8_t* data, size_t size) {
     if (!validate_node(image, level, 1).ok()) continue;
     const Key probe{1, 1, 1};
     const uint32_t found = level == 0 ? leaf_lower_bound(image, probe) : inner_slot(image, probe);
+    if (level == 0)
+      for (const uint32_t guess : {0u, kGuessScale / 3, kGuessScale, kNoGuess})
+        CSNAP_ASSERT(leaf_lower_bound(image, probe, guess) == found);
     CSNAP_ASSERT(found <= node_count(image));
     CSNAP_ASSERT(!node_range(image, level).empty());
   }

@@ -543,13 +543,47 @@ TEST_CASE("index_changes_are_atomic_when_the_nth_read_fails") {
   }
 }
 
+// What covering() has answered is remembered only until a change makes it wrong: of the chunk's
+// other generations too, which one entry answers for.
+TEST_CASE("index_covering_forgets_what_a_change_makes_wrong (L1)") {
+  MemoryIo io;
+  Index index(io, {4, 4, kPlenty, uint64_t{1} << 20});
+  index.open({}, 0);
+  for (ChunkIndex chunk = 0; chunk < 40; chunk++) insert(index, key(chunk, 5), chunk + 1);
+  const auto covering = [&](Generation generation) {
+    Result<std::optional<Entry>> found = index.covering(key(20, generation));
+    CSNAP_MUST(found.ok());
+    return found.value() ? found.value()->key.generation : 0;
+  };
+  for (int twice = 0; twice < 2; twice++) {
+    CHECK(covering(2) == 5);
+    CHECK(covering(5) == 5);
+    CHECK(covering(6) == 0);
+  }
+  insert(index, key(20, 3));
+  CHECK(covering(2) == 3);
+  CHECK(covering(3) == 3);
+  CHECK(covering(4) == 5);
+  insert(index, key(20, 9));
+  CHECK(covering(6) == 9);
+  CHECK(covering(4) == 5);
+  CHECK(erase(index, key(20, 5)));
+  CHECK(covering(4) == 9);
+  CHECK(covering(2) == 3);
+  // The same key, another place.
+  insert(index, key(20, 3), 77);
+  CHECK(index.covering(key(20, 3)).value()->location.block() == 77);
+  index.open({}, 0);
+  CHECK(covering(3) == 0);
+}
+
 // Readers look up, scan and make room in a small cache while a writer changes and checkpoints.
 // Even chunks never change, odd ones come and go.
 TEST_CASE("index_readers_run_beside_a_writer (X5)") {
   const uint64_t seed = seed_from_environment(11);
   constexpr uint64_t kChunks = 2000;
   MemoryIo io(seed);
-  Index index(io, {6, 5, 40 * kBlockBytes});
+  Index index(io, {6, 5, 40 * kBlockBytes, uint64_t{1} << 20});
   index.open({}, 0);
   for (uint64_t i = 0; i < kChunks; i += 2) insert(index, key(i), i + 1);
   checkpoint(index, io);
@@ -562,6 +596,11 @@ TEST_CASE("index_readers_run_beside_a_writer (X5)") {
       while (!stop || looked_up < 3000) {
         const uint64_t chunk = rng.below(kChunks / 2) * 2;
         CSNAP_MUST(find(index, key(chunk))->location.block() == chunk + 1);
+        for (const ChunkIndex asked : {chunk, chunk + 1}) {
+          const std::optional<Entry> covering = index.covering(key(asked)).value();
+          CSNAP_MUST(covering || asked != chunk);
+          CSNAP_MUST(!covering || covering->location.block() == asked + 1);
+        }
         const std::optional<Entry> after = index.at_or_after(key(chunk, 2)).value();
         CSNAP_MUST(chunk + 2 >= kChunks || (after && after->key.chunk <= chunk + 2));
         const std::optional<Entry> before = index.before(key(chunk)).value();
@@ -585,10 +624,14 @@ TEST_CASE("index_readers_run_beside_a_writer (X5)") {
   for (int i = 0; i < 10000; i++) {
     const uint64_t chunk = rng.below(kChunks / 2) * 2 + 1;
     if (odd.count(chunk)) {
+      CSNAP_MUST(index.covering(key(chunk)).value());
       CSNAP_MUST(erase(index, key(chunk)));
+      CSNAP_MUST(!index.covering(key(chunk)).value());
       odd.erase(chunk);
     } else {
+      CSNAP_MUST(!index.covering(key(chunk)).value());
       insert(index, key(chunk), chunk + 1);
+      CSNAP_MUST(index.covering(key(chunk)).value());
       odd.insert(chunk);
     }
     if (i % 500 == 0) checkpoint(index, io);
