@@ -15,6 +15,7 @@
 #include "base/units.h"
 #include "io/file_device.h"
 #include "io/test_directory.h"
+#include "io/test_loop.h"
 #include "testing/rng.h"
 
 namespace csnap {
@@ -71,6 +72,49 @@ TEST_CASE("uncached writes: cached reads see each of them, more at once than the
     REQUIRE(found == model);
   }
   CHECK(device->sync().ok());
+}
+
+// Whoever reads while the write is under way fetches the old content into the page cache, behind
+// what the write dropped from it when it began. A block device does not drop it again by itself.
+TEST_CASE("uncached writes: a block device's readers beside them leave nothing stale behind (W1)") {
+  const TestDirectory directory;
+  const TestLoop loop(image(directory));
+  if (!loop.ok()) {
+    MESSAGE("skipped: no loop device");
+    return;
+  }
+  FileDeviceOptions options;
+  options.uncached_writes = true;
+  auto device = FileDevice::open(loop.path(), options).take();
+  constexpr size_t kPieces = 16;
+  constexpr size_t kPieceBytes = 16384;
+  std::atomic<bool> stop{false};
+  std::atomic<bool> readable{true};
+  Thread reader;
+  reader.start("reader", [&] {
+    std::vector<uint8_t> bytes(kBlockBytes);
+    for (uint64_t i = 0; !stop; i++) {
+      const uint64_t at = i % (kPieces * kPieceBytes / kBlockBytes) * kBlockBytes;
+      if (!device->read(at, bytes.data(), bytes.size()).ok()) readable = false;
+    }
+  });
+  const Aligned memory = aligned(kPieces * kPieceBytes);
+  std::vector<DeviceWrite> writes;
+  for (size_t i = 0; i < kPieces; i++)
+    writes.push_back({i * kPieceBytes, memory.get() + i * kPieceBytes, kPieceBytes});
+  std::vector<uint8_t> found(kPieces * kPieceBytes);
+  int round = 0;
+  bool right = true;
+  while (right && ++round <= 200) {
+    std::memset(memory.get(), round, kPieces * kPieceBytes);
+    right = device->write_uncached(writes, nullptr).ok() &&
+            device->read(0, found.data(), found.size()).ok() &&
+            found == std::vector<uint8_t>(found.size(), static_cast<uint8_t>(round));
+  }
+  stop = true;
+  reader.join();
+  CHECK_MESSAGE(right, "in round " << round);
+  CHECK(readable);
 }
 
 TEST_CASE("uncached writes: what is not aligned is written all the same") {

@@ -280,14 +280,16 @@ class FaultRun {
   SimScheduler scheduler_;
 };
 
-// Every n-th operation, until the workload has no more of them.
+// Every n-th operation, until the workload has no more of them; under a sanitizer ever fewer.
 void fail_each(size_t disk, DeviceOp op, Fault::Effect effect, bool stops) {
   const uint64_t seed = seed_from_environment(0xfa17);
-  const uint64_t rounds = sanitized() ? 1 : full_tier() ? 20 : 4;
+  // Many runs have none of these.
+  const bool rare = op == DeviceOp::ZERO || op == DeviceOp::DISCARD;
+  const uint64_t rounds = full_tier() ? 20 : rare ? 8 : sanitized() ? 1 : 4;
   uint64_t cases = 0, stopped = 0, refused = 0;
   for (uint64_t round = 0; round < rounds; round++) {
     uint64_t missed = 0;  // in a row: each run takes its own way
-    for (uint64_t nth = 1; missed < 4; nth += sanitized() ? 5 : 1) {
+    for (uint64_t nth = 1; missed < 6; nth += sanitized() ? 1 + nth / 4 : 1) {
       auto run = std::make_unique<FaultRun>(FaultCase{disk, op, effect, nth},
                                             mix64(seed + round * 1000 + nth));
       run->run();
