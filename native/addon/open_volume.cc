@@ -39,6 +39,7 @@ Result<std::shared_ptr<OpenVolume>> OpenVolume::open(const OpenVolumeOptions& op
   if (!Uuid::parse(boot_id, volume.boot_id))
     return Status(Code::IO_ERROR, "the kernel's boot id is no uuid: " + boot_id);
   volume.on_event = self->callbacks_.event;
+  volume.index = IndexOptions::for_this_machine();
   volume.drop_decision_ms = kDropDecisionMs;
   volume.clock_ns = now_ns;
   volume.make_uuid = Uuid::random;

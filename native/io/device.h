@@ -52,6 +52,15 @@ class Device {
     (void)offset, (void)data, (void)length;
     return false;
   }
+  // A file descriptor that has the range at the same offset, all of it in the page cache: who sends
+  // from it copies nothing and waits for nothing, but for what is let go meanwhile. -1: there is
+  // none, or that isn't known.
+  virtual int cached_file(uint64_t offset, size_t length) {
+    (void)offset, (void)length;
+    return -1;
+  }
+  // A hint: this will be read soon. Begins to fetch it, without waiting, where it can be kept.
+  virtual void will_read(uint64_t offset, size_t length) { (void)offset, (void)length; }
   // Writes exactly `length` bytes. Errors: IO_ERROR, NO_SPACE, SHORT_IO.
   virtual Status write(uint64_t offset, const void* data, size_t length) = 0;
   // Several, in no order, of data that nobody reads soon: past the page cache where that is

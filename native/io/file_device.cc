@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/uio.h>
 
@@ -210,6 +211,39 @@ bool FileDevice::read_nowait(uint64_t offset, void* data, size_t length) {
   const ssize_t n = preadv2(fd(), &piece, 1, static_cast<off_t>(offset), RWF_NOWAIT);
   if (n < 0 && errno == EOPNOTSUPP) nowait_unsupported_.store(true, std::memory_order_relaxed);
   return n >= 0 && static_cast<size_t>(n) == length;
+}
+
+namespace {
+
+// cachestat(2), from Linux 6.5 on, which glibc 2.36 does not know. The number is the same wherever
+// Node runs; the structs are those of linux/mman.h.
+constexpr long kCachestatCall = 451;
+struct CachestatRange {
+  uint64_t offset, length;
+};
+struct Cachestat {
+  uint64_t cached, dirty, writeback, evicted, recently_evicted;  // pages
+};
+
+}  // namespace
+
+int FileDevice::cached_file(uint64_t offset, size_t length) {
+  if (direct_ || cachestat_unsupported_.load(std::memory_order_relaxed)) return -1;
+  const auto page_bytes = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  CachestatRange range = {offset, length};
+  Cachestat found = {};
+  if (syscall(kCachestatCall, fd(), &range, &found, 0u) != 0) {
+    cachestat_unsupported_.store(true, std::memory_order_relaxed);
+    return -1;
+  }
+  const uint64_t pages = div_up(offset + length, page_bytes) - offset / page_bytes;
+  return found.cached >= pages ? fd() : -1;
+}
+
+void FileDevice::will_read(uint64_t offset, size_t length) {
+  if (direct_) return;
+  (void)posix_fadvise(fd(), static_cast<off_t>(offset), static_cast<off_t>(length),
+                      POSIX_FADV_WILLNEED);
 }
 
 Status FileDevice::write(uint64_t offset, const void* data, size_t length) {

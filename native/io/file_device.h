@@ -53,6 +53,8 @@ class FileDevice final : public Device {
   const std::string& name() const override { return path_; }
   Status read(uint64_t offset, void* data, size_t length) override;
   bool read_nowait(uint64_t offset, void* data, size_t length) override;
+  int cached_file(uint64_t offset, size_t length) override;
+  void will_read(uint64_t offset, size_t length) override;
   Status write(uint64_t offset, const void* data, size_t length) override;
   Status write_uncached(std::span<const DeviceWrite> writes, Gate* gate) override;
   uint64_t write_unit_bytes() const override { return direct_ ? 4096 : 512; }
@@ -100,6 +102,7 @@ class FileDevice final : public Device {
   std::atomic<bool> zero_range_unsupported_{false};
   std::atomic<bool> discard_unsupported_{false};
   std::atomic<bool> nowait_unsupported_{false};
+  std::atomic<bool> cachestat_unsupported_{false};
 
   Mutex sync_mutex_;
   CondVar sync_done_cond_;

@@ -173,6 +173,30 @@ TEST_CASE("what is written is read, in one piece or in small folios") {
   }
 }
 
+TEST_CASE("a range is lent only while the page cache holds all of it") {
+  const TestDirectory directory;
+  const std::string path = directory.file("origin");
+  make_file(path, 1 << 20);
+  const auto device = must_open(path);
+  const Bytes data(65536, 1);
+  CHECK(device->cached_file(0, 65536) == -1);
+  REQUIRE(device->write(0, data.data(), data.size()).ok());
+  const int file = device->cached_file(0, 65536);
+  if (file < 0) {
+    MESSAGE("not run: this kernel has no cachestat(2)");
+    return;
+  }
+  Bytes read(4096);
+  CHECK(pread(file, read.data(), read.size(), 61440) == 4096);
+  CHECK(read == Bytes(4096, 1));
+  CHECK(device->cached_file(512, 1) == file);
+  CHECK(device->cached_file(512, 65536) == -1);
+  CHECK(device->cached_file(65536, 512) == -1);
+  REQUIRE(device->sync().ok());
+  device->drop_cache();
+  CHECK(device->cached_file(0, 65536) == -1);
+}
+
 TEST_CASE("a read past the end is short, a write past the allowed size is NO_SPACE") {
   const TestDirectory directory;
   const std::string path = directory.file("origin");

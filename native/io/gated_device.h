@@ -35,6 +35,10 @@ class GatedDevice final : public Device {
   bool read_nowait(uint64_t offset, void* data, size_t length) override {
     return below_.read_nowait(offset, data, length);
   }
+  int cached_file(uint64_t offset, size_t length) override {
+    return below_.cached_file(offset, length);
+  }
+  void will_read(uint64_t offset, size_t length) override { below_.will_read(offset, length); }
   Status write(uint64_t offset, const void* data, size_t length) override;
   Status write_uncached(std::span<const DeviceWrite> writes, Gate* gate) override;
   uint64_t write_unit_bytes() const override { return below_.write_unit_bytes(); }

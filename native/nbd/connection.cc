@@ -2,6 +2,7 @@
 #include "nbd/connection.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -38,9 +39,17 @@ Connection::~Connection() { thread_.join(); }
 Status Connection::start() {
   wake_fd_ = UniqueFd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!wake_fd_) return Status::from_errno(errno, "a connection can't be started");
+  // Non-blocking: sendfile() has no flag for one call.
+  const int flags = fcntl(socket_.get(), F_GETFL);
+  if (flags < 0 || fcntl(socket_.get(), F_SETFL, flags | O_NONBLOCK) != 0)
+    return Status::from_errno(errno, "a connection can't be started");
   const int on = 1;
-  // Fails on a unix socket, which needs it not.
-  setsockopt(socket_.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+  // Fails on a unix socket, which needs it not, but has a buffer that is small and does not grow:
+  // who sends large answers sleeps until three quarters of it are read.
+  if (setsockopt(socket_.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) != 0 &&
+      setsockopt(socket_.get(), SOL_SOCKET, SO_SNDBUFFORCE, &kUnixSendBytes,
+                 sizeof kUnixSendBytes) != 0)
+    setsockopt(socket_.get(), SOL_SOCKET, SO_SNDBUF, &kUnixSendBytes, sizeof kUnixSendBytes);
   budget_.join(*this);
   thread_.start("csnap-nbd", [this] { run(); });
   return Status();
@@ -196,14 +205,18 @@ void Connection::wait(bool want_in, bool want_out) {
 
 void Connection::flush() {
   if (outbox_.empty() || phase_ == Phase::CUT || socket_full_) return;
-  if (!admitted()) return;
   const uint64_t before = outbox_.bytes();
   const ReplyQueue::Sent sent = outbox_.flush(
-      socket_.get(), [this](Reply& reply) { release(*static_cast<Slot*>(reply.owner)); });
+      socket_.get(), [this] { return admitted(); },
+      [this](Reply& reply) { release(*static_cast<Slot*>(reply.owner)); });
   if (outbox_.bytes() < before) budget_.moved(*this);
   socket_full_ = sent == ReplyQueue::Sent::WOULD_BLOCK;
   if (sent == ReplyQueue::Sent::BROKEN)
     abandon(std::string("the client is gone: ") + strerror(errno));
+  // Its content was cached when the answer began, and has had to be read again. The client asks
+  // once more, and is told.
+  if (sent == ReplyQueue::Sent::UNREADABLE)
+    abandon(std::string("a read failed when its answer had begun: ") + strerror(errno));
 }
 
 void Connection::receive_or_wait() {

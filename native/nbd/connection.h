@@ -80,7 +80,9 @@ class Connection final : private PayloadBudget::Member {
   static constexpr uint64_t kHeldBytesMax = uint64_t{64} << 20;
   static constexpr size_t kRepliesPerFlush = 4;
   static constexpr uint64_t kReplyBytesPerFlush = 64 * 1024;
+  static constexpr uint32_t kLentBytesMin = 128 * 1024;  // below, two copies cost less
   static constexpr size_t kExtentsPerReply = 8192;
+  static constexpr int kUnixSendBytes = 2 << 20;
   static constexpr int kLingerMs = 1000;
   static constexpr int kBudgetPollMs = 1000;
   static constexpr int kIdleTrimMs = 2000;

@@ -151,6 +151,7 @@ void Connection::release(Slot& slot) {
   release_payload(slot);
   slot.reply.trim();
   slot.io.status = Status();
+  slot.io.cached_file = -1;
   free_slots_.push_back(&slot);
   bump(in_flight_, ~uint64_t{0});
 }
@@ -176,6 +177,7 @@ void Connection::submit_io(Slot& slot) {
   io.offset = io.op == IoOp::FLUSH ? 0 : slot.offset;
   io.length = io.op == IoOp::FLUSH ? 0 : slot.length;
   io.data = slot.buffer.bytes.get();
+  io.takes_cached_file = slot.length >= kLentBytesMin;
   io.done = io_done;
   io.owner = &slot;
   io.internal = {};
@@ -239,13 +241,17 @@ void Connection::answer(Slot& slot) {
   }
   if (error == Error::NONE && slot.command == Command::READ) bump(read_bytes_, slot.length);
   if (error == Error::NONE && slot.command == Command::WRITE) bump(write_bytes_, slot.length);
-  if (error != Error::NONE || slot.command != Command::READ) release_payload(slot);
+  if (error != Error::NONE || slot.command != Command::READ || slot.io.cached_file >= 0)
+    release_payload(slot);
   build_reply(slot, error, message);
   outbox_.push(slot.reply);
 }
 
 void Connection::build_reply(Slot& slot, Error error, const std::string& message) {
   Reply& reply = slot.reply;
+  if (error == Error::NONE && slot.command == Command::READ && slot.io.cached_file >= 0)
+    return reply.read_file(slot.cookie, structured_replies_, slot.offset, slot.io.cached_file,
+                           slot.length);
   if (!structured_replies_) {
     const bool data = error == Error::NONE && slot.command == Command::READ;
     return reply.simple(slot.cookie, error, data ? slot.buffer.bytes.get() : nullptr,

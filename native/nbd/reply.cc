@@ -1,12 +1,14 @@
 #include "nbd/reply.h"
 
 #include <errno.h>
+#include <sys/sendfile.h>
 #include <sys/socket.h>
 
 #include <algorithm>
 #include <cstring>
 
 #include "base/assert.h"
+#include "base/is_zero.h"
 #include "base/units.h"
 
 namespace csnap::nbd {
@@ -24,15 +26,6 @@ Chunk chunk_head(uint64_t cookie, ChunkType type, size_t length, bool done) {
 
 }  // namespace
 
-bool is_zero(const void* data, size_t bytes) {
-  const auto* p = static_cast<const unsigned char*>(data);
-  constexpr size_t kHead = 16;
-  for (size_t i = 0; i < std::min(bytes, kHead); i++)
-    if (p[i] != 0) return false;
-  // The rest equals itself shifted by the zero head.
-  return bytes <= kHead || std::memcmp(p, p + kHead, bytes - kHead) == 0;
-}
-
 // ---- Building ----------------------------------------------------------------------------------
 
 void Reply::clear() {
@@ -41,6 +34,7 @@ void Reply::clear() {
   first_piece_ = 0;
   piece_sent_ = 0;
   bytes_left_ = 0;
+  file_ = -1;
 }
 
 // The reference is good until the next add().
@@ -134,6 +128,21 @@ void Reply::read_chunks(uint64_t cookie, uint64_t offset, const void* data, size
   }
 }
 
+void Reply::read_file(uint64_t cookie, bool structured, uint64_t offset, int file,
+                      size_t data_bytes) {
+  CSNAP_ASSERT(data_bytes > 0);
+  if (structured) {
+    clear();
+    auto& head = add<OffsetData>(nullptr, data_bytes);
+    head.chunk = chunk_head(cookie, ChunkType::OFFSET_DATA, 8 + data_bytes, true);
+    head.offset = offset;
+  } else {
+    simple(cookie, Error::NONE, nullptr, data_bytes);
+  }
+  file_ = file;
+  file_offset_ = offset;
+}
+
 void Reply::block_status(uint64_t cookie, uint32_t context,
                          std::span<const BlockStatusExtent> extents, uint64_t length, bool one) {
   CSNAP_ASSERT(!extents.empty());
@@ -176,8 +185,16 @@ void Reply::block_status(uint64_t cookie, uint32_t context,
 
 // ---- Sending -----------------------------------------------------------------------------------
 
-size_t Reply::gather(iovec* out, size_t max) const {
+bool Reply::next_in_file(FilePart& part) const {
+  if (file_ < 0 || first_piece_ > 0 || piece_sent_ < pieces_[0].head_bytes) return false;
+  const size_t done = piece_sent_ - pieces_[0].head_bytes;
+  part = {file_, file_offset_ + done, pieces_[0].data_bytes - done};
+  return true;
+}
+
+size_t Reply::gather(iovec* out, size_t max, bool& file_next) const {
   size_t count = 0;
+  file_next = false;
   size_t skip = piece_sent_;
   for (size_t i = first_piece_; i < pieces_.size() && count < max; i++) {
     const Piece& piece = pieces_[i];
@@ -189,7 +206,8 @@ size_t Reply::gather(iovec* out, size_t max) const {
       skip -= piece.head_bytes;
     }
     if (piece.data_bytes > skip) {
-      if (count == max) break;
+      file_next = file_ >= 0;
+      if (count == max || file_next) break;
       out[count++] = {const_cast<uint8_t*>(piece.data) + skip, piece.data_bytes - skip};
     }
     skip = 0;
@@ -248,14 +266,18 @@ ReplyQueue::Sent ReplyQueue::send_some(int socket) {
   iovec pieces[kPiecesMax];
   size_t count = 0;
   uint64_t offered = 0;
-  for (const Reply* reply = first_; reply != nullptr && count < kPiecesMax; reply = reply->next)
-    count += reply->gather(pieces + count, kPiecesMax - count);
+  if (Reply::FilePart part; first_->next_in_file(part)) return send_file(socket, part);
+  bool file_next = false;
+  for (const Reply* reply = first_; reply != nullptr && count < kPiecesMax && !file_next;
+       reply = reply->next)
+    count += reply->gather(pieces + count, kPiecesMax - count, file_next);
   for (size_t i = 0; i < count; i++) offered += pieces[i].iov_len;
   msghdr message = {};
   message.msg_iov = pieces;
   message.msg_iovlen = count;
   ssize_t n;
-  do n = sendmsg(socket, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+  const int more = file_next ? MSG_MORE : 0;
+  do n = sendmsg(socket, &message, MSG_DONTWAIT | MSG_NOSIGNAL | more);
   while (n < 0 && errno == EINTR);
   if (n < 0) return errno == EAGAIN || errno == EWOULDBLOCK ? Sent::WOULD_BLOCK : Sent::BROKEN;
   auto left = static_cast<uint64_t>(n);
@@ -266,6 +288,22 @@ ReplyQueue::Sent ReplyQueue::send_some(int socket) {
     left -= part;
   }
   return static_cast<uint64_t>(n) < offered ? Sent::WOULD_BLOCK : Sent::ALL;
+}
+
+// The socket is in non-blocking mode, or this waits.
+ReplyQueue::Sent ReplyQueue::send_file(int socket, const Reply::FilePart& part) {
+  auto offset = static_cast<off_t>(part.offset);
+  ssize_t n;
+  do n = sendfile(socket, part.file, &offset, std::min(part.bytes, kFileBytesMax));
+  while (n < 0 && errno == EINTR);
+  if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return Sent::WOULD_BLOCK;
+  if (n == 0) errno = ENODATA;  // the file has become shorter
+  // A socket says neither.
+  if (n == 0 || (n < 0 && errno == EIO)) return Sent::UNREADABLE;
+  if (n < 0) return Sent::BROKEN;
+  bytes_ -= static_cast<uint64_t>(n);
+  first_->sent(static_cast<uint64_t>(n));
+  return Sent::ALL;
 }
 
 }  // namespace csnap::nbd

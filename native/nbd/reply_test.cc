@@ -2,12 +2,15 @@
 #include "nbd/reply.h"
 
 #include <doctest/doctest.h>
+#include <fcntl.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 
 #include <cstring>
 #include <string>
 #include <vector>
 
+#include "base/is_zero.h"
 #include "io/unique_fd.h"
 #include "nbd/wire_error.h"
 #include "testing/rng.h"
@@ -17,11 +20,21 @@ namespace {
 
 std::vector<uint8_t> bytes_of(const Reply& reply) {
   std::vector<iovec> pieces(5000);
-  pieces.resize(reply.gather(pieces.data(), pieces.size()));
+  bool in_file;
+  pieces.resize(reply.gather(pieces.data(), pieces.size(), in_file));
   std::vector<uint8_t> bytes;
   for (const iovec& piece : pieces) {
     const auto* start = static_cast<const uint8_t*>(piece.iov_base);
     bytes.insert(bytes.end(), start, start + piece.iov_len);
+  }
+  Reply::FilePart part = {};
+  Reply rest = reply;
+  if (in_file) {
+    rest.sent(bytes.size());
+    REQUIRE(rest.next_in_file(part));
+    bytes.resize(bytes.size() + part.bytes);
+    CHECK(pread(part.file, bytes.data() + bytes.size() - part.bytes, part.bytes,
+                static_cast<off_t>(part.offset)) == static_cast<ssize_t>(part.bytes));
   }
   CHECK(bytes.size() == reply.bytes_left());
   return bytes;
@@ -186,13 +199,21 @@ TEST_CASE("replies arrive whole and in order through a socket that takes little 
   const UniqueFd far(fds[1]);
   const int small = 4096;
   setsockopt(near.get(), SOL_SOCKET, SO_SNDBUF, &small, sizeof small);
+  fcntl(near.get(), F_SETFL, O_NONBLOCK);
+  const UniqueFd file(memfd_create("content", MFD_CLOEXEC));
+  std::vector<uint8_t> file_bytes(100'000);
+  for (uint8_t& byte : file_bytes) byte = static_cast<uint8_t>(rng.below(256));
+  REQUIRE(write(file.get(), file_bytes.data(), file_bytes.size()) == 100'000);
   std::vector<Reply> replies(300);
   std::vector<std::vector<uint8_t>> data(replies.size());
   std::vector<uint8_t> wanted;
   ReplyQueue queue;
   for (size_t i = 0; i < replies.size(); i++) {
     data[i].assign(rng.below(9000), static_cast<uint8_t>(i));
-    if (rng.coin())
+    if (rng.one_in(3))
+      replies[i].read_file(i, rng.coin(), rng.below(file_bytes.size() - data[i].size()), file.get(),
+                           1 + data[i].size());
+    else if (rng.coin())
       replies[i].simple(i, Error::NONE, data[i].data(), data[i].size());
     else
       replies[i].read_chunks(i, rng.below(8192), data[i].data(), data[i].size(), false);
@@ -205,11 +226,13 @@ TEST_CASE("replies arrive whole and in order through a socket that takes little 
   size_t gone = 0;
   size_t blocked = 0;
   while (!queue.empty()) {
-    const auto sent = queue.flush(near.get(), [&](Reply& reply) {
-      CHECK(&reply == &replies[gone]);
-      gone++;
-    });
-    REQUIRE(sent != ReplyQueue::Sent::BROKEN);
+    const auto sent = queue.flush(
+        near.get(), [] { return true; },
+        [&](Reply& reply) {
+          CHECK(&reply == &replies[gone]);
+          gone++;
+        });
+    REQUIRE((sent == ReplyQueue::Sent::ALL || sent == ReplyQueue::Sent::WOULD_BLOCK));
     if (sent == ReplyQueue::Sent::WOULD_BLOCK) blocked++;
     std::vector<uint8_t> piece(1 + rng.below(20000));
     const ssize_t n = recv(far.get(), piece.data(), piece.size(), MSG_DONTWAIT);
@@ -225,6 +248,49 @@ TEST_CASE("replies arrive whole and in order through a socket that takes little 
     got.insert(got.end(), piece.begin(), piece.begin() + n);
   }
   CHECK(got == wanted);
+}
+
+TEST_CASE("a file that has become shorter breaks the connection: its answer can't be kept") {
+  int fds[2];
+  REQUIRE(socketpair(AF_UNIX, SOCK_STREAM, 0, fds) == 0);
+  const UniqueFd near(fds[0]);
+  const UniqueFd far(fds[1]);
+  fcntl(near.get(), F_SETFL, O_NONBLOCK);
+  const UniqueFd file(memfd_create("content", MFD_CLOEXEC));
+  REQUIRE(ftruncate(file.get(), 8192) == 0);
+  Reply reply;
+  reply.read_file(1, true, 4096, file.get(), 8192);
+  ReplyQueue queue;
+  queue.push(reply);
+  CHECK(queue.flush(
+            near.get(), [] { return true; }, [](Reply&) {}) == ReplyQueue::Sent::UNREADABLE);
+  CHECK(errno == ENODATA);
+  CHECK(queue.bytes() == 4096);
+}
+
+// The other end takes all there is, so that the socket alone would never end a flush.
+TEST_CASE("whether more may be sent is asked before each piece of 1 MiB (N5)") {
+  int fds[2];
+  REQUIRE(socketpair(AF_UNIX, SOCK_STREAM, 0, fds) == 0);
+  const UniqueFd near(fds[0]);
+  const UniqueFd far(fds[1]);
+  constexpr size_t kLarge = size_t{8} << 20;
+  const int room = 32 << 20;
+  setsockopt(near.get(), SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof room);
+  fcntl(near.get(), F_SETFL, O_NONBLOCK);
+  const UniqueFd file(memfd_create("content", MFD_CLOEXEC));
+  REQUIRE(ftruncate(file.get(), kLarge) == 0);
+  Reply reply;
+  reply.read_file(1, true, 0, file.get(), kLarge);
+  ReplyQueue queue;
+  queue.push(reply);
+  const uint64_t all = queue.bytes();
+  int asked = 0;
+  const auto twice = [&] { return ++asked <= 2; };
+  (void)queue.flush(near.get(), twice, [](Reply&) {});
+  CHECK(asked > 1);
+  CHECK(queue.bytes() < all);
+  CHECK(queue.bytes() >= all - sizeof(OffsetData) - (1 << 20));
 }
 
 TEST_CASE("every code has a wire error of the protocol's list, and server troubles have none") {

@@ -105,7 +105,8 @@ class FuzzedConnection {
     Reply reply;
     reply.read_chunks(1, offset, content.data(), content.size(), one_chunk);
     iovec pieces[3 * Reply::kRunsMax];
-    const size_t count = reply.gather(pieces, 3 * Reply::kRunsMax);
+    bool in_file;
+    const size_t count = reply.gather(pieces, 3 * Reply::kRunsMax, in_file);
     uint64_t bytes = 0;
     for (size_t i = 0; i < count; i++) bytes += pieces[i].iov_len;
     CSNAP_ASSERT(bytes == reply.bytes_left());

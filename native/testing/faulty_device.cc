@@ -50,6 +50,14 @@ bool FaultyDevice::read_nowait(uint64_t offset, void* data, size_t length) {
   return below_.read_nowait(offset, data, length);
 }
 
+int FaultyDevice::cached_file(uint64_t offset, size_t length) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (plan_.awaits(DeviceOp::READ)) return -1;
+  }
+  return below_.cached_file(offset, length);
+}
+
 Status FaultyDevice::write(uint64_t offset, const void* data, size_t length) {
   const Verdict verdict = judge(DeviceOp::WRITE, offset, length);
   if (!verdict.effect) return below_.write(offset, data, length);

@@ -31,6 +31,8 @@ class FaultyDevice final : public Device {
   const std::string& name() const override { return below_.name(); }
   Status read(uint64_t offset, void* data, size_t length) override;
   bool read_nowait(uint64_t offset, void* data, size_t length) override;
+  int cached_file(uint64_t offset, size_t length) override;
+  void will_read(uint64_t offset, size_t length) override { below_.will_read(offset, length); }
   Status write(uint64_t offset, const void* data, size_t length) override;
   Status sync() override;
   Status zero(uint64_t offset, uint64_t length, ZeroMode mode) override;

@@ -47,6 +47,10 @@ class LapsingDevice final : public Device {
   bool read_nowait(uint64_t offset, void* data, size_t length) override {
     return then(below_.read_nowait(offset, data, length));
   }
+  int cached_file(uint64_t offset, size_t length) override {
+    return then(below_.cached_file(offset, length));
+  }
+  void will_read(uint64_t offset, size_t length) override { below_.will_read(offset, length); }
   Status write(uint64_t offset, const void* data, size_t length) override {
     return change([&] { return below_.write(offset, data, length); });
   }

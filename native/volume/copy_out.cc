@@ -39,11 +39,18 @@ void VolumeImpl::copy_group(CopyGroup& group, bool passes_over) {
   }
   std::vector<CopyOut>& copies = group.copies;
   for (size_t i = 0; i < copies.size(); i++) copies[i].slot = i;
+  std::vector<std::span<CopyOut>> runs;
   for (size_t first = 0, end; first < copies.size(); first = end) {
     for (end = first + 1; end < copies.size(); end++)
       if (copies[end].chunk() != copies[end - 1].chunk() + 1) break;
-    read_copies({&copies[first], end - first});
+    runs.emplace_back(&copies[first], end - first);
   }
+  // What is to come from the medium is asked for before the first of it is waited for: a disk does
+  // many reads in the time of one.
+  for (const std::span<CopyOut> run : runs)
+    if (!read_cached(run)) origin_.will_read(run.front().chunk() * chunk_bytes_, length_of(run));
+  for (const std::span<CopyOut> run : runs)
+    if (!run.front().read) read_copies(run);
   group.placed = 0;
   for (; group.placed < copies.size(); group.placed++) {
     if (place(copies[group.placed])) continue;
@@ -53,17 +60,36 @@ void VolumeImpl::copy_group(CopyGroup& group, bool passes_over) {
   write_copies({copies.data(), group.placed});
 }
 
+// Of neighbours, in bytes.
+uint64_t VolumeImpl::length_of(std::span<const CopyOut> copies) const {
+  return (copies.size() - 1) * chunk_bytes_ + chunk_length(copies.back().chunk());
+}
+
+// Neighbours of the origin, if that takes no waiting.
+bool VolumeImpl::read_cached(std::span<CopyOut> copies) {
+  if (!origin_.read_nowait(copies.front().chunk() * chunk_bytes_, copy_of(copies.front()),
+                           length_of(copies)))
+    return false;
+  finish_read(copies);
+  return true;
+}
+
+void VolumeImpl::finish_read(std::span<CopyOut> copies) {
+  // The volume's last chunk may be short.
+  const uint64_t last = chunk_length(copies.back().chunk());
+  std::memset(copy_of(copies.back()) + last, 0, chunk_bytes_ - last);
+  for (CopyOut& copy : copies) {
+    copy.read = true;
+    if (!read_failures_.empty()) read_failures_.erase(copy.chunk());
+  }
+}
+
 // Neighbours of the origin. Where they can't be read together it shows which of them can't be.
 void VolumeImpl::read_copies(std::span<CopyOut> copies) {
-  const uint64_t offset = copies.front().chunk() * chunk_bytes_;
-  std::byte* data = copy_of(copies.front());
-  const uint64_t last = chunk_length(copies.back().chunk());
-  const uint64_t bytes = (copies.size() - 1) * chunk_bytes_ + last;
-  Status read = origin_.read(offset, data, bytes);
+  Status read = origin_.read(copies.front().chunk() * chunk_bytes_, copy_of(copies.front()),
+                             length_of(copies));
   if (read.ok()) {
-    std::memset(data + bytes, 0, chunk_bytes_ - last);
-    if (!read_failures_.empty())
-      for (const CopyOut& copy : copies) read_failures_.erase(copy.chunk());
+    finish_read(copies);
   } else if (copies.size() > 1) {
     for (CopyOut& copy : copies) read_copies({&copy, 1});
   } else {

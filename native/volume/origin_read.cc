@@ -1,6 +1,7 @@
 // Reads of the origin, and what is allocated in it.
 #include <algorithm>
 
+#include "base/is_zero.h"
 #include "volume/volume_impl.h"
 
 namespace csnap {
@@ -11,6 +12,26 @@ Status VolumeImpl::read_origin(uint64_t offset, uint64_t length, void* data) {
   CSNAP_TRY(origin_.read(offset, data, length));
   StagedTable::overlay(staged, static_cast<std::byte*>(data));
   return Status();
+}
+
+// What the page cache holds and no staged write changes. False: nothing is said.
+bool VolumeImpl::read_origin_nowait(uint64_t offset, uint64_t length, void* data) {
+  return !staged_->has_any(chunk_of(offset), chunk_of(offset + length - 1)) &&
+         origin_.read_nowait(offset, data, length);
+}
+
+// The same without reading it, for who sends it on. What begins with zeros is read all the same: a
+// reply says so of zeros instead of sending them.
+bool VolumeImpl::lend_origin(IoRequest& request) {
+  if (staged_->has_any(chunk_of(request.offset), chunk_of(request.offset + request.length - 1)))
+    return false;
+  const int file = origin_.cached_file(request.offset, request.length);
+  const uint64_t sample = std::min(request.length, kBlockBytes);
+  if (file < 0 || !origin_.read(request.offset, request.data, sample).ok() ||
+      is_zero(request.data, sample))
+    return false;
+  request.cached_file = file;
+  return true;
 }
 
 // With what is staged in generations up to `upto`.
@@ -60,7 +81,7 @@ Status VolumeImpl::block_status(View& view, uint64_t offset, uint64_t length, si
   for (uint64_t at = offset; at < end;) {
     const ChunkIndex chunk = chunk_of(at);
     const uint64_t upto = std::min(end, (chunk + 1) * chunk_bytes_);
-    Result<std::optional<Entry>> found = lookup(chunk, snapshot.generation);
+    Result<std::optional<Entry>> found = lookup_for_read(chunk, snapshot.generation);
     if (!found.ok()) return found.take_status();
     bool more = true;
     if (found.value()) {
@@ -72,7 +93,7 @@ Status VolumeImpl::block_status(View& view, uint64_t offset, uint64_t length, si
       std::vector<BlockStatusExtent> extents;
       if (upto <= origin_bytes_)
         CSNAP_TRY(origin_extents(at, upto - at, snapshot.generation, 64, extents));
-      found = lookup(chunk, snapshot.generation);
+      found = lookup_for_read(chunk, snapshot.generation);
       if (!found.ok()) return found.take_status();
       uint64_t told = 0;
       if (!found.value())

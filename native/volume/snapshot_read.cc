@@ -4,6 +4,8 @@
 //  W1  What the index says is in a store chunk is checked against its checksum at the chunk's first
 //      read after open; a mismatch is an error, never other content.
 //  W4  A store chunk is read inside a reader section, so it is not reused meanwhile.
+//
+// What RAM can answer is read by the connection's thread itself, the rest by the pool's.
 #include <algorithm>
 #include <cstring>
 
@@ -17,6 +19,12 @@ Result<std::optional<Entry>> VolumeImpl::lookup(ChunkIndex chunk, Generation gen
   Result<std::optional<Entry>> found = store_->index().at_or_after(key);
   if (found.ok() && found.value() && !found.value()->key.same_chunk(key))
     return std::optional<Entry>();
+  if (found.ok() && found.value()) CSNAP_TRY(store_->check_location(*found.value()));
+  return found;
+}
+
+Result<std::optional<Entry>> VolumeImpl::lookup_for_read(ChunkIndex chunk, Generation generation) {
+  Result<std::optional<Entry>> found = store_->index().covering({kOriginVolume, chunk, generation});
   if (found.ok() && found.value()) CSNAP_TRY(store_->check_location(*found.value()));
   return found;
 }
@@ -44,15 +52,52 @@ Status VolumeImpl::read_snapshot_piece(VolumeView& view, ChunkIndex chunk, uint6
                                        uint64_t length, std::byte* data) {
   const std::vector<StagedTable::Piece> staged =
       staged_->take(chunk * chunk_bytes_ + start, length, view.generation);
-  Result<std::optional<Entry>> found = lookup(chunk, view.generation);
+  Result<std::optional<Entry>> found = lookup_for_read(chunk, view.generation);
   if (!found.ok()) return found.take_status();
   if (found.value()) return read_entry(*found.value(), start, length, data);
   CSNAP_TRY(origin_.read(chunk * chunk_bytes_ + start, data, length));
-  found = lookup(chunk, view.generation);
+  found = lookup_for_read(chunk, view.generation);
   if (!found.ok()) return found.take_status();
   if (found.value()) return read_entry(*found.value(), start, length, data);
   StagedTable::overlay(staged, data);
   return Status();
+}
+
+// What RAM alone can answer: the index's remembered answers, checked store chunks, the page cache.
+// False: nothing is said, an error neither; read_snapshot() finds out.
+bool VolumeImpl::read_snapshot_nowait(VolumeView& view, uint64_t offset, uint64_t length,
+                                      void* data) {
+  auto* out = static_cast<std::byte*>(data);
+  Sections::Guard guard(readers_);
+  for (uint64_t done = 0; done < length;) {
+    const ChunkIndex chunk = chunk_of(offset + done);
+    const uint64_t start = offset + done - chunk * chunk_bytes_;
+    const uint64_t now = std::min(length - done, chunk_bytes_ - start);
+    if (!read_snapshot_piece_nowait(view, chunk, start, now, out + done)) return false;
+    done += now;
+  }
+  return !view.deleted.load();
+}
+
+bool VolumeImpl::read_snapshot_piece_nowait(const VolumeView& view, ChunkIndex chunk,
+                                            uint64_t start, uint64_t length, std::byte* data) {
+  // Before the look-up, as for every read of a snapshot.
+  if (staged_->has_any(chunk, chunk)) return false;
+  const Key key{kOriginVolume, chunk, view.generation};
+  std::optional<Entry> entry;
+  if (!store_->index().covering_nowait(key, entry)) return false;
+  if (!entry)
+    return origin_.read_nowait(chunk * chunk_bytes_ + start, data, length) &&
+           store_->index().covering_nowait(key, entry) && !entry;
+  if (!store_->check_location(*entry).ok()) return false;
+  if (entry->location.kind() == format::LocationKind::ZERO) {
+    std::memset(data, 0, length);
+    return true;
+  }
+  if (entry->location.kind() != format::LocationKind::DATA) return false;
+  const BlockNumber block = entry->location.block();
+  return verified_->test(block / store_->space_map().chunk_blocks()) &&
+         store_->device().read_nowait(block * kBlockBytes + start, data, length);
 }
 
 Status VolumeImpl::read_entry(const Entry& entry, uint64_t start, uint64_t length,

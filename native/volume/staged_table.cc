@@ -6,8 +6,23 @@
 
 namespace csnap {
 
+namespace {
+
+// Free pages that are kept, at most: what two of the applier's rounds give back.
+constexpr size_t kFreePages = 2048;
+
+}  // namespace
+
 StagedTable::StagedTable(uint64_t chunk_count, uint64_t chunk_bytes)
-    : chunk_bytes_(chunk_bytes), bits_(chunk_count) {}
+    : chunk_bytes_(chunk_bytes),
+      bits_(chunk_count),
+      pool_(std::make_shared<BlockPool>(kFreePages)) {}
+
+std::shared_ptr<StagedTable::Page> StagedTable::make_page(const Page* like) {
+  const PoolAllocator<Page> allocator(pool_);
+  return like ? std::allocate_shared<Page>(allocator, *like)
+              : std::allocate_shared<Page>(allocator);
+}
 
 bool StagedTable::may_put(ChunkIndex chunk, Generation generation, bool& fresh) {
   MutexLock lock(mutex_);
@@ -32,8 +47,11 @@ uint64_t StagedTable::put(ChunkIndex index, Generation generation, uint64_t star
     chunk.reserved = reserved != 0;
     if (chunk.reserved) reserved_.push_back(reserved);
     chunk.pages.resize(chunk_bytes_ / kPageBytes);
-    by_position_[place.position] = index;
-    if (!copied) {
+    by_position_.emplace_hint(by_position_.end(), place.position, index);
+    if (copied) {
+      copied_.emplace(index, &chunk);
+    } else {
+      owed_.insert(index);
       owed = owed_count_.fetch_add(1, std::memory_order_release) + 1;
       chunk.owed_position = place.position;
       owed_in_order_.push_back({place.position, index});
@@ -44,7 +62,7 @@ uint64_t StagedTable::put(ChunkIndex index, Generation generation, uint64_t star
   if (chunk.in_place) {
     chunk.in_place = false;
     chunk.first = place;
-    by_position_[place.position] = index;
+    by_position_.emplace_hint(by_position_.end(), place.position, index);
   }
   CSNAP_ASSERT(chunk.generation == generation);  // T1
   CSNAP_ASSERT(place.sequence >= chunk.last);    // T3
@@ -55,10 +73,10 @@ uint64_t StagedTable::put(ChunkIndex index, Generation generation, uint64_t star
     const uint64_t now = std::min(length - done, kPageBytes - within);
     PageSlot& slot = chunk.pages[(start + done) / kPageBytes];
     if (!slot.page) {
-      slot.page = std::make_shared<Page>();
+      slot.page = make_page(nullptr);
       bytes_.fetch_add(kPageBytes, std::memory_order_relaxed);
     } else if (std::exchange(slot.handed_out, false)) {
-      slot.page = std::make_shared<Page>(*slot.page);  // T6
+      slot.page = make_page(slot.page.get());  // T6
     }
     Page& page = *slot.page;
     std::memcpy(page.bytes.data() + within, data + done, now);
@@ -101,10 +119,11 @@ std::vector<StagedTable::Piece> StagedTable::take(uint64_t offset, uint64_t leng
   if (!any()) return pieces;
   const ChunkIndex last = (offset + length - 1) / chunk_bytes_;
   MutexLock lock(mutex_);
-  for (auto at = chunks_.lower_bound(offset / chunk_bytes_);
-       at != chunks_.end() && at->first <= last; ++at) {
-    if (at->second.generation > upto) continue;
-    const uint64_t base = at->first * chunk_bytes_;
+  for (ChunkIndex index = offset / chunk_bytes_; index <= last; index++) {
+    if (!bits_.test(index)) continue;
+    const auto at = chunks_.find(index);
+    if (at == chunks_.end() || at->second.generation > upto) continue;
+    const uint64_t base = index * chunk_bytes_;
     const uint64_t from = std::max(offset, base) - base;
     const uint64_t end = std::min(offset + length, base + chunk_bytes_) - base;
     collect(at->second, from, end, offset - base, pieces);
@@ -129,13 +148,9 @@ std::optional<StagedTable::Owed> StagedTable::owed(ChunkIndex chunk) {
 std::vector<ChunkIndex> StagedTable::owed_from(ChunkIndex from, size_t limit) {
   std::vector<ChunkIndex> found;
   MutexLock lock(mutex_);
-  const auto collect = [&](Chunks::iterator at, Chunks::iterator end) {
-    for (; at != end && found.size() < limit; ++at)
-      if (!at->second.copied) found.push_back(at->first);
-  };
-  const auto middle = chunks_.lower_bound(from);
-  collect(middle, chunks_.end());
-  if (found.empty()) collect(chunks_.begin(), middle);
+  auto at = owed_.lower_bound(from);
+  if (at == owed_.end()) at = owed_.begin();
+  for (; at != owed_.end() && found.size() < limit; ++at) found.push_back(*at);
   return found;
 }
 
@@ -180,6 +195,8 @@ BlockNumber StagedTable::set_copied(ChunkIndex index) {
   Chunk& chunk = chunks_.at(index);
   CSNAP_ASSERT(!chunk.copied);
   chunk.copied = true;
+  owed_.erase(index);
+  copied_.emplace(index, &chunk);
   owed_count_.fetch_sub(1, std::memory_order_release);
   while (!owed_in_order_.empty() && !is_owed(owed_in_order_.front())) owed_in_order_.pop_front();
   if (!std::exchange(chunk.reserved, false)) return 0;
@@ -194,9 +211,11 @@ std::vector<StagedTable::Content> StagedTable::applicable(uint64_t limit_bytes, 
   std::vector<Content> found;
   uint64_t bytes = 0;
   MutexLock lock(mutex_);
-  for (auto& [index, chunk] : chunks_) {
+  if (!all && !awaited()) return found;
+  for (const auto& [index, pointer] : copied_) {
     if (bytes >= limit_bytes) break;
-    if (!chunk.copied || !(all || chunk.awaited)) continue;
+    Chunk& chunk = *pointer;
+    if (!all && !chunk.awaited) continue;
     Content& content = found.emplace_back(Content{index, chunk.last, {}});
     chunk.since_taken.reset();
     collect(chunk, 0, chunk_bytes_, 0, content.pieces);
@@ -232,6 +251,7 @@ bool StagedTable::applied(ChunkIndex index, Sequence last) {
   if (chunk.awaited) awaited_.fetch_sub(1, std::memory_order_release);
   for (const PageSlot& slot : chunk.pages)
     if (slot.page) bytes_.fetch_sub(kPageBytes, std::memory_order_relaxed);
+  copied_.erase(index);
   chunks_.erase(at);
   bits_.clear(index);
   count_.fetch_sub(1, std::memory_order_release);
@@ -261,8 +281,17 @@ std::vector<ChunkIndex> StagedTable::find(ChunkIndex first, uint64_t count, Gene
   std::vector<ChunkIndex> found;
   if (!any()) return found;
   MutexLock lock(mutex_);
-  for (auto at = chunks_.lower_bound(first); at != chunks_.end() && at->first - first < count; ++at)
-    if (at->second.generation > after && at->second.generation <= upto) found.push_back(at->first);
+  const auto add = [&](Chunks::const_reference one) {
+    if (one.second.generation > after && one.second.generation <= upto) found.push_back(one.first);
+  };
+  if (count > chunks_.size()) {
+    for (const auto& one : chunks_)
+      if (one.first >= first && one.first - first < count) add(one);
+    std::sort(found.begin(), found.end());
+    return found;
+  }
+  for (ChunkIndex index = first; index < first + count; index++)
+    if (const auto at = chunks_.find(index); at != chunks_.end()) add(*at);
   return found;
 }
 

@@ -21,10 +21,13 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
+#include <unordered_map>
 #include <vector>
 
 #include "base/sync.h"
 #include "store/journal.h"
+#include "volume/block_pool.h"
 #include "volume/generation_state.h"
 
 namespace csnap {
@@ -140,12 +143,13 @@ class StagedTable {
     uint64_t owed_position = 0;  // in owed_in_order_
     std::vector<PageSlot> pages;
   };
-  using Chunks = std::map<ChunkIndex, Chunk>;
+  using Chunks = std::unordered_map<ChunkIndex, Chunk>;
   struct OwedEntry {
     uint64_t position;
     ChunkIndex chunk;
   };
 
+  std::shared_ptr<Page> make_page(const Page* like);
   bool is_owed(const OwedEntry& entry) const;
   // Adds what is staged within [from, upto) of a chunk; `at` of its start is `base`.
   static void collect(Chunk& chunk, uint64_t from, uint64_t upto, uint64_t base,
@@ -157,8 +161,13 @@ class StagedTable {
   std::atomic<uint64_t> bytes_{0};  // of pages
   std::atomic<uint64_t> owed_count_{0};
   std::atomic<uint64_t> awaited_{0};
+  // The pages' memory. A page lives on with who holds it, and so does the pool.
+  const std::shared_ptr<BlockPool> pool_;
   Mutex mutex_;
   Chunks chunks_;
+  // Each is in one of these two: to be copied out, or copied, so that it may be applied.
+  std::set<ChunkIndex> owed_;
+  std::map<ChunkIndex, Chunk*> copied_;
   // By position: who is oldest. An entry belongs to the chunk whose `first` it is.
   std::map<uint64_t, ChunkIndex> by_position_;
   // Who may have to be copied out, oldest first. Some are done, but not the first.

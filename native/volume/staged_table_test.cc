@@ -112,6 +112,20 @@ TEST_CASE("staged table: nothing is applied before it is copied out") {
   CHECK(table.staged.applicable(~uint64_t{0}, false).size() == 1);
 }
 
+TEST_CASE("staged table: of a chunk that is written all the time the oldest gets on (W8)") {
+  Table table;
+  table.put(2, 0, 1, 'a');
+  for (Sequence round = 1; round < 4; round++) {
+    const std::vector<StagedTable::Content> contents = table.staged.applicable(~uint64_t{0}, true);
+    REQUIRE(contents.size() == 1);
+    table.put(2, 0, 1, 'b');
+    table.staged.set_in_place(2, contents[0].last);
+    CHECK_FALSE(table.staged.applied(2, contents[0].last));
+    REQUIRE(table.staged.oldest());
+    CHECK(table.staged.oldest()->sequence == round + 1);
+  }
+}
+
 TEST_CASE("staged table: who is copied out first gets the store chunk that was reserved first") {
   Table table;
   table.put(5, 0, 1, 'a', 1, false, 80);

@@ -426,9 +426,13 @@ void VolumeImpl::finish(IoRequest& request, Status status) {
   request.done(request);
 }
 
+// From here on a hand-over costs less than what it makes wait.
+constexpr uint64_t kLargeWriteBytes = 256 * 1024;
+
 bool VolumeImpl::submit(IoRequest& request, bool may_block) {
   request.status = Status();
   request.internal = {};
+  request.cached_file = -1;
   VolumeView& view = view_of(request);
   CSNAP_ASSERT(request.offset + request.length <= view.size_bytes);
   if (store_->failed()) {
@@ -441,10 +445,9 @@ bool VolumeImpl::submit(IoRequest& request, bool may_block) {
       counters_.reads.fetch_add(1, std::memory_order_relaxed);
       counters_.read_bytes.fetch_add(request.length, std::memory_order_relaxed);
       if (request.length == 0) return true;
-      if (origin &&
-          !staged_->has_any(chunk_of(request.offset),
-                            chunk_of(request.offset + request.length - 1)) &&
-          origin_.read_nowait(request.offset, request.data, request.length))
+      if (origin && request.takes_cached_file && lend_origin(request)) return true;
+      if (origin ? read_origin_nowait(request.offset, request.length, request.data)
+                 : read_snapshot_nowait(view, request.offset, request.length, request.data))
         return true;
       break;
     case IoOp::CACHE:
@@ -460,8 +463,10 @@ bool VolumeImpl::submit(IoRequest& request, bool may_block) {
       CSNAP_ASSERT(origin && !options_.look_only);
       counters_.writes.fetch_add(1, std::memory_order_relaxed);
       counters_.write_bytes.fetch_add(request.length, std::memory_order_relaxed);
-      // A write waits for nothing but the page cache; zeroing and trimming work on the file's map.
-      if (request.op == IoOp::WRITE || may_block) return attempt_write(request) == Attempt::DONE;
+      // A write waits for nothing but the page cache, but a large one keeps its connection from
+      // taking the next payload meanwhile; zeroing and trimming work on the file's map.
+      if ((request.op == IoOp::WRITE && request.length < kLargeWriteBytes) || may_block)
+        return attempt_write(request) == Attempt::DONE;
       pool_->run([this, &request] {
         if (attempt_write(request) == Attempt::DONE) finish(request, request.status);
       });

@@ -61,6 +61,11 @@ struct IoRequest {
   uint64_t offset = 0;  // inside the view; whoever submits has checked range and read-only
   uint64_t length = 0;
   void* data = nullptr;  // READ: filled; WRITE: source
+  // READ: the volume may say where the content is instead of filling `data`: in the page cache, at
+  // `offset` of that file. Whoever sends it from there sends what is there by then, as if it had
+  // read later. -1: it is in `data`.
+  bool takes_cached_file = false;
+  int cached_file = -1;
 
   // Called once iff submit() returned false. `status` is set before.
   void (*done)(IoRequest&) = nullptr;

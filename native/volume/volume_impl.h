@@ -140,6 +140,7 @@ class VolumeImpl final : public Volume {
     Status status;         // of reading and writing it
     size_t at = 0;         // its chunk's among those that were to be committed
     size_t slot = 0;       // its place in the group's buffer, in chunks
+    bool read = false;     // its content is in the group's buffer
     bool held = false;     // its store chunk is held and not recorded yet
     bool settles = false;  // of a staged chunk: it may be applied once this is durable
     ChunkIndex chunk() const { return entry.key.chunk; }
@@ -170,7 +171,10 @@ class VolumeImpl final : public Volume {
 
   // -- copy_out.cc
   void copy_group(CopyGroup& group, bool passes_over);
+  uint64_t length_of(std::span<const CopyOut> copies) const;
+  bool read_cached(std::span<CopyOut> copies);
   void read_copies(std::span<CopyOut> copies);
+  void finish_read(std::span<CopyOut> copies);
   bool place(CopyOut& copy);
   void write_copies(std::span<CopyOut> copies);
   void replace_bad_chunk(CopyOut& copy);
@@ -187,11 +191,19 @@ class VolumeImpl final : public Volume {
 
   // -- origin_read.cc, snapshot_read.cc
   Status read_origin(uint64_t offset, uint64_t length, void* data);
+  bool lend_origin(IoRequest& request);
+  bool read_origin_nowait(uint64_t offset, uint64_t length, void* data);
   Status read_snapshot(VolumeView& view, uint64_t offset, uint64_t length, void* data);
   Status read_snapshot_piece(VolumeView& view, ChunkIndex chunk, uint64_t start, uint64_t length,
                              std::byte* data);
+  bool read_snapshot_nowait(VolumeView& view, uint64_t offset, uint64_t length, void* data);
+  bool read_snapshot_piece_nowait(const VolumeView& view, ChunkIndex chunk, uint64_t start,
+                                  uint64_t length, std::byte* data);
   Status read_entry(const Entry& entry, uint64_t start, uint64_t length, std::byte* data);
+  // Where the origin's snapshot of this generation finds the chunk; none: in the origin.
   Result<std::optional<Entry>> lookup(ChunkIndex chunk, Generation generation);
+  // The same for who is likely to ask again; a writer has its own bits for that.
+  Result<std::optional<Entry>> lookup_for_read(ChunkIndex chunk, Generation generation);
   Status origin_extents(uint64_t offset, uint64_t length, Generation upto, size_t max_extents,
                         std::vector<BlockStatusExtent>& out);
 
