@@ -27,6 +27,7 @@ const rounds = Number(process.env.CSNAP_BENCH_ROUNDS ?? 15);
 const writes = Number(process.env.CSNAP_BENCH_WRITES ?? 400);
 /** At 500 the emulated processors decide, not the disk: `disk_busy` is 0.6 under csnap. */
 const iops = process.env.CSNAP_BENCH_IOPS ?? "200";
+const depth = process.env.CSNAP_BENCH_DEPTH ?? "16";
 const kernel = process.env.CSNAP_BENCH_KERNEL ?? "6.12";
 const ROOT = fileURLToPath(new URL("../../", import.meta.url));
 const MIB = 2 ** 20;
@@ -59,6 +60,7 @@ async function inMachine(disk: string, loader: string, originMib: number): Promi
     CSNAP_BENCH_WRITES: String(writes),
     CSNAP_BENCH_ORIGIN_MIB: String(originMib),
     CSNAP_BENCH_IOPS: iops,
+    CSNAP_BENCH_DEPTH: depth,
     CSNAP_BENCH_ONLY: process.env.CSNAP_BENCH_ONLY ?? "",
     CSNAP_BENCH_LOADER: loader,
   };
@@ -100,7 +102,7 @@ describe.skipIf(out === undefined)("first writes on a slow disk", () => {
       makeDisk(disk, originMib);
       const runs = await inMachine(disk, loader, originMib);
       const rows: object[] = [
-        { iops: Number(iops), kernel, first_writes: writes, depth: 16 },
+        { iops: Number(iops), kernel, first_writes: writes, depth: Number(depth) },
         ...rowsOf(runs),
       ];
       appendFileSync(out ?? "", rows.map((row) => `${JSON.stringify(row)}\n`).join(""));

@@ -19,13 +19,12 @@ const DISK = "vda";
 const GROUP = "bench";
 const MIB = 1 << 20;
 const REGION_BYTES = 64 * 1024;
-const DEPTH = 16;
 const QUIET_S = 1.2;
 const QUIET_LIMIT_S = 120;
 /** At the least --iops that makes sense. */
 const SETTLED_LIMIT_S = 600;
-const [rounds, writes, originMib, iops] = ["ROUNDS", "WRITES", "ORIGIN_MIB", "IOPS"].map((name) =>
-  Number(process.env[`CSNAP_BENCH_${name}`]),
+const [rounds, writes, depth, originMib, iops] = ["ROUNDS", "WRITES", "DEPTH", "ORIGIN_MIB", "IOPS"].map(
+  (name) => Number(process.env[`CSNAP_BENCH_${name}`]),
 );
 const only = process.env.CSNAP_BENCH_ONLY ?? "";
 const loader = process.env.CSNAP_BENCH_LOADER;
@@ -247,7 +246,7 @@ function regionOrder() {
 }
 
 async function load(target, offsets) {
-  const child = spawn(loader, [target, String(DEPTH)], { stdio: ["pipe", "pipe", "inherit"] });
+  const child = spawn(loader, [target, String(depth)], { stdio: ["pipe", "pipe", "inherit"] });
   child.stdin.end(offsets.join("\n"));
   let said = "";
   child.stdout.setEncoding("utf8").on("data", (text) => (said += text));
