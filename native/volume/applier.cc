@@ -103,8 +103,7 @@ Result<bool> VolumeImpl::apply_round(bool all) {
     fail(status, true);
     return store_->failure();
   }
-  for (const StagedTable::Content& content : contents)
-    staged_->set_in_place(content.chunk, content.last);
+  staged_->set_in_place(contents);
   Status status = store_->commit_applied(chunks, upto);
   if (status.code() == Code::NO_SPACE) {
     // The tail moves past what is in place, and makes room, unless older writes are still owed.
@@ -116,9 +115,7 @@ Result<bool> VolumeImpl::apply_round(bool all) {
     fail(status, false);
     return store_->failure();
   }
-  std::vector<ChunkIndex> left;
-  for (const StagedTable::Content& content : contents)
-    if (staged_->applied(content.chunk, content.last)) left.push_back(content.chunk);
+  const std::vector<ChunkIndex> left = staged_->applied(contents);
   counters_.applied.fetch_add(left.size(), std::memory_order_relaxed);
   release_applied(left, Status());
   if (!no_space.ok()) return no_space;

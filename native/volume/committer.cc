@@ -1,8 +1,10 @@
-// The committer: one thread that copies out the chunks that are staged or that parked writes wait
-// for, in origin order and in groups, and makes a group's data and records durable with one sync.
+// The committer: copies out the chunks that are staged or that parked writes wait for, in origin
+// order and in rounds, and makes a round's data and records durable with one sync. While one round
+// is recorded a second thread copies the next.
 //
-//  W2  A group's waiters go on only after that sync; its bits are set only then.
+//  W2  A round's waiters go on only after that sync; its bits are set only then.
 #include <algorithm>
+#include <iterator>
 
 #include "volume/volume_impl.h"
 
@@ -14,20 +16,18 @@ constexpr uint64_t kHeldRetryMs = 1000;
 constexpr uint64_t kGatherMs = 20;
 // So many records at least leave the journal for the two that a group of staged chunks takes.
 constexpr uint32_t kPressedGroup = 32;
+// A round that is smaller than this part of a full one is not copied ahead: it can share its sync
+// with what comes meanwhile.
+constexpr size_t kAheadPart = 4;
 
 }  // namespace
 
 void VolumeImpl::commit_loop() {
   MutexLock lock(pending_mutex_);
-  bool staged_turn = false;
-  uint64_t held_until_ms = 0;
-  ChunkIndex staged_cursor = 0;
   while (true) {
     while (pending_.empty() && (staged_->owed_count() == 0 || store_->failed()) && !committer_stop_)
       pending_wake_.wait(lock);
-    const bool owes = staged_->owed_count() > 0 && !store_->failed() &&
-                      monotonic_ms() >= held_until_ms && (!committer_stop_ || committer_drain_);
-    if (pending_.empty() && !owes) {
+    if (pending_.empty() && !may_copy_staged()) {
       if (committer_stop_) return;
       // What is staged can't be copied out now: the store is full, or doesn't take it.
       pending_wake_.wait_for(lock, kHeldRetryMs);
@@ -35,34 +35,107 @@ void VolumeImpl::commit_loop() {
     }
     if (pending_.empty() && !is_copying_urgent() && pending_wake_.wait_for(lock, kGatherMs))
       continue;
-    // An elevator over the origin: on from the last group's end, then from the start. What is
-    // staged and what is waited for take turns.
-    if (owes && (pending_.empty() || !staged_turn)) {
-      staged_turn = true;
-      lock.unlock();
-      // The oldest first where the journal's tail waits for them.
-      const bool pressed = is_staging_pressed();
-      const std::vector<ChunkIndex> chunks =
-          pressed ? staged_->oldest_owed(std::max(kPressedGroup, options_.group_chunks_max))
-                  : staged_->owed_from(staged_cursor, options_.group_chunks_max);
-      if (!chunks.empty()) {
-        if (!pressed) staged_cursor = chunks.back() + 1;
-        if (!commit_group(chunks, true)) held_until_ms = monotonic_ms() + kHeldRetryMs;
-      }
-      lock.lock();
-      continue;
-    }
-    staged_turn = false;
-    auto at = pending_.lower_bound(commit_cursor_);
-    if (at == pending_.end()) at = pending_.begin();
-    std::vector<ChunkIndex> chunks;
-    for (; at != pending_.end() && chunks.size() < options_.group_chunks_max; ++at)
-      chunks.push_back(at->first);
-    commit_cursor_ = chunks.back() + 1;
     lock.unlock();
-    commit_group(chunks, false);
+    commit_rounds();
     lock.lock();
   }
+}
+
+// Under pending_mutex_, the committer only.
+bool VolumeImpl::may_copy_staged() {
+  return staged_->owed_count() > 0 && !store_->failed() &&
+         monotonic_ms() >= copying_held_until_ms_ && (!committer_stop_ || committer_drain_);
+}
+
+// Rounds of what is parked and staged together, each copied while the one before is recorded, as
+// long as there is enough to do. A round that something is wrong with goes the long way.
+void VolumeImpl::commit_rounds() {
+  CopyRound round;
+  choose_chunks(round, nullptr);
+  if (round.chunks.empty()) return;
+  begin_round(round);
+  copy_round(round);
+  while (true) {
+    bool clean = round.is_clean() && !store_->failed();
+    CopyRound next;
+    if (clean) {
+      choose_chunks(next, &round);
+      if (next.chunks.size() * kAheadPart >= group_slots_) {
+        begin_round(next);
+        copy_ahead(next);
+      }
+      clean = round.copies.empty() || record_round(round).ok();
+      await_copied_ahead();
+    }
+    end_round(round);
+    if (!clean) {
+      give_up(next);
+      commit_slowly(round);
+      return;
+    }
+    release_waiters(round.done, Status());
+    look_at_water();
+    if (!next.state) return;
+    round = std::move(next);
+  }
+}
+
+// Recorded, as far as it is.
+void VolumeImpl::end_round(CopyRound& round) {
+  give_up(round);
+  // Who waits for a staged chunk waits for the applier now, which looked too early.
+  if (staged_->awaited()) wake_applier();
+}
+
+// What a round takes, in origin order: the chunks that parked writes wait for, and of what is
+// staged as many as still fit, but for half of them at least there is room. None that is `busy`'s.
+// An elevator over the origin: on from where the last round ended, then from the start.
+void VolumeImpl::choose_chunks(CopyRound& round, const CopyRound* busy) {
+  const auto is_busy = [&](ChunkIndex chunk) {
+    return busy != nullptr && std::ranges::binary_search(busy->chunks, chunk);
+  };
+  size_t room = std::min<uint64_t>(store_->changes_max(), group_slots_);
+  bool owes = false;
+  {
+    MutexLock lock(pending_mutex_);
+    owes = may_copy_staged();
+    const size_t parked = owes ? div_up(room, 2) : room;
+    const auto take = [&](Queues::iterator at, Queues::iterator end) {
+      for (; at != end && round.parked.size() < parked; ++at)
+        if (!is_busy(at->first)) round.parked.push_back(at->first);
+    };
+    const auto start = pending_.lower_bound(commit_cursor_);
+    take(start, pending_.end());
+    if (!round.parked.empty()) commit_cursor_ = round.parked.back() + 1;
+    take(pending_.begin(), start);
+    owes = owes && (round.parked.size() > 0 || is_copying_urgent() || busy == nullptr);
+  }
+  std::ranges::sort(round.parked);
+  round.chunks = round.parked;
+  room -= round.parked.size();
+  if (!owes || room == 0) return;
+  const size_t most = room + round.parked.size() + (busy == nullptr ? 0 : busy->chunks.size());
+  // The oldest first where the journal's tail waits for them.
+  const bool pressed = is_staging_pressed();
+  for (const ChunkIndex chunk :
+       pressed ? staged_->oldest_owed(most) : staged_->owed_from(staged_cursor_, most)) {
+    if (is_busy(chunk) || std::ranges::binary_search(round.parked, chunk)) continue;
+    if (room-- == 0) break;
+    round.chunks.push_back(chunk);
+    if (!pressed) staged_cursor_ = chunk + 1;
+  }
+  std::ranges::sort(round.chunks);
+}
+
+// Again, each kind for itself, with an answer for whatever may be wrong.
+void VolumeImpl::commit_slowly(const CopyRound& round) {
+  commit_group(round.parked, false);
+  std::vector<ChunkIndex> staged;
+  std::ranges::set_difference(round.chunks, round.parked, std::back_inserter(staged));
+  MutexLock lock(pending_mutex_);
+  if (!may_copy_staged()) return;
+  lock.unlock();
+  if (!commit_group(staged, true)) copying_held_until_ms_ = monotonic_ms() + kHeldRetryMs;
 }
 
 // Whether what is staged is to be copied out now: enough for a group, or somebody waits for it.
@@ -97,10 +170,10 @@ void VolumeImpl::copy_out_staged() {
   }
 }
 
-// Copies what is needed of `chunks` and releases all their waiters, in as many goes as journal and
-// store allow. `staged`: they are the staged table's, whose writes are acknowledged: they can't
-// fail, only wait. False: some of those have to, for room or since a device failed, and are to be
-// tried again.
+// Copies what is needed of `chunks` and releases all their waiters, in as many rounds as journal
+// and store allow. `staged`: they are the staged table's, whose writes are acknowledged: they can't
+// fail, only wait; else parked writes wait for them. False: some of those have to, for room or
+// since a device failed, and are to be tried again.
 bool VolumeImpl::commit_group(std::span<const ChunkIndex> chunks, bool staged) {
   bool held = false;
   while (!chunks.empty()) {
@@ -108,31 +181,22 @@ bool VolumeImpl::commit_group(std::span<const ChunkIndex> chunks, bool staged) {
       release_waiters(chunks, store_->failure());
       return true;
     }
-    const uint64_t progress = space_progress();
-    std::shared_ptr<GenerationState> state;
-    std::vector<Generation> live;
-    {
-      // Under the lock no snapshot is at its barrier: a chunk that this state calls owed is written
-      // by nobody, not even by a writer that came in under the former state and is still at it.
-      MutexLock lock = store_->lock();
-      state = generation_state();
-      live = store_->snapshots().live(kOriginVolume);
-    }
-    CopyGroup group;
-    const uint64_t limit = std::min<uint64_t>(store_->changes_max(), group_slots_);
-    Status status =
-        choose(chunks.first(std::min(chunks.size(), limit)), *state, live, staged, group);
+    CopyRound round;
+    const size_t limit = std::min<uint64_t>(store_->changes_max(), group_slots_);
+    const std::span<const ChunkIndex> first = chunks.first(std::min(chunks.size(), limit));
+    round.chunks.assign(first.begin(), first.end());
+    if (!staged) round.parked = round.chunks;
+    begin_round(round);
+    copy_round(round);
+    Status status = std::move(round.status);
     bool full = false;
-    if (status.ok() && !group.copies.empty()) {
-      copy_group(group, staged);
-      full = group.placed < group.copies.size();
-      if (full) group.cut_at(group.copies[group.placed].at);
-      held = drop_failed(group) || held;
-      if (!group.copies.empty()) status = record_group(group.copies, *state, staged);
+    if (status.ok()) {
+      full = round.placed < round.copies.size();
+      if (full) round.cut_at(round.copies[round.placed].at);
+      held = drop_failed(round) || held;
+      if (!round.copies.empty()) status = record_round(round);
     }
-    for (CopyOut& copy : group.copies) give_up(copy);
-    // Who waits for a staged chunk waits for the applier now, which looked too early.
-    if (staged_->awaited()) wake_applier();
+    end_round(round);
     if (status.code() == Code::WOULD_BLOCK) {
       copy_out_staged();
       apply_staged();
@@ -142,11 +206,11 @@ bool VolumeImpl::commit_group(std::span<const ChunkIndex> chunks, bool staged) {
       full = true;
       status = Status();
       // Nothing was recorded: all of this round is still to do.
-      group.taken = 0;
+      round.taken = 0;
     }
-    release_waiters(group.taken == 0 ? std::span<const ChunkIndex>() : group.done, status);
+    release_waiters(round.taken == 0 ? std::span<const ChunkIndex>() : round.done, status);
     look_at_water();
-    chunks = chunks.subspan(group.taken);
+    chunks = chunks.subspan(round.taken);
     if (!status.ok()) {
       release_waiters(chunks, status);
       return true;
@@ -156,11 +220,11 @@ bool VolumeImpl::commit_group(std::span<const ChunkIndex> chunks, bool staged) {
       copy_out_staged();
       apply_staged();
     }
-    if (!group.starved.empty()) {
+    if (!round.starved.empty()) {
       held = true;
-      if (!wait_for_space(progress) && !store_->failed()) tell_full(group.starved, true);
+      if (!wait_for_space(round.progress) && !store_->failed()) tell_full(round.starved, true);
     }
-    if (full && !chunks.empty() && !wait_for_space(progress)) {
+    if (full && !chunks.empty() && !wait_for_space(round.progress)) {
       if (store_->failed()) continue;  // no lack of space, then
       tell_full(chunks, staged);
       return !staged;
@@ -179,60 +243,18 @@ void VolumeImpl::tell_full(std::span<const ChunkIndex> chunks, bool staged) {
   if (!staged) release_waiters(chunks, why);
 }
 
-// Which of `chunks` need copying, and which are done without. Errors: the volume has failed.
-// `live`: the origin's snapshots, as of `state`.
-Status VolumeImpl::choose(std::span<const ChunkIndex> chunks, GenerationState& state,
-                          const std::vector<Generation>& live, bool staged, CopyGroup& group) {
-  for (const ChunkIndex chunk : chunks) {
-    const Generation newest = state.newest_live.load();
-    bool copies = false;
-    if (const std::optional<StagedTable::Owed> owed = staged_->owed(chunk)) {
-      // Staged after a snapshot that this state knows nothing of: the next round's does (W7).
-      if (owed->generation > state.generation) break;
-      // Owed to those who are older than what is staged, unless they have it: recovery knows only
-      // that the chunk was staged.
-      const Generation last = last_live(live, owed->generation - 1);
-      Result<std::optional<Entry>> found = std::optional<Entry>();
-      if (newest != 0 && last != 0) found = lookup(chunk, last);
-      if (!found.ok()) {
-        fail(found.status(), false);
-        return store_->failure();
-      }
-      copies = newest != 0 && last != 0 && !found.value();
-      if (!copies) settle_staged(chunk);
-    } else if (!staged && !staged_->has(chunk) && newest != 0 && !state.copied_bits.test(chunk)) {
-      // What is staged was copied out: whoever waits finds out that it has to wait for the applier.
-      Result<std::optional<Entry>> found = lookup(chunk, newest);
-      if (!found.ok()) {
-        fail(found.status(), false);
-        return store_->failure();
-      }
-      copies = !found.value();
-      if (!copies) state.copied_bits.set(chunk);
-    }
-    if (copies) {
-      CopyOut& copy = group.copies.emplace_back();
-      copy.entry.key = {kOriginVolume, chunk, 0};  // the generation is set when it is recorded
-      copy.at = group.taken;
-    }
-    group.done.push_back(chunk);
-    group.taken++;
-  }
-  return Status();
-}
-
 // Takes those out that could not be copied and tells who waits for them. True: one of them is
 // staged, stays so, and is to be tried again.
-bool VolumeImpl::drop_failed(CopyGroup& group) {
+bool VolumeImpl::drop_failed(CopyRound& round) {
   bool held = false;
   const auto failed = [&](const CopyOut& copy) {
     if (copy.status.ok()) return false;
-    std::erase(group.done, copy.chunk());
+    std::erase(round.done, copy.chunk());
     if (copy.status.code() == Code::NO_SPACE) {
-      group.starved.push_back(copy.chunk());
+      round.starved.push_back(copy.chunk());
       return true;
     }
-    if (staged_->owed(copy.chunk())) {
+    if (staged_->owed({&copy.entry.key.chunk, 1}).front()) {
       emit(VolumeEvent::Kind::STORE_FULL, nullptr, copy.status.message());
       release_applied({&copy.entry.key.chunk, 1}, copy.status);
       held = true;
@@ -240,25 +262,27 @@ bool VolumeImpl::drop_failed(CopyGroup& group) {
     release_waiters({&copy.entry.key.chunk, 1}, copy.status);
     return true;
   };
-  std::erase_if(group.copies, failed);
+  std::erase_if(round.copies, failed);
   return held;
 }
 
-// The chunk is owed to nobody that what is staged of it could hurt: it may be applied.
-void VolumeImpl::settle_staged(ChunkIndex chunk) {
-  if (const BlockNumber reserved = staged_->set_copied(chunk)) store_->abandon_chunk(reserved);
-  read_failures_.erase(chunk);
+// The chunks are owed to nobody that what is staged of them could hurt: they may be applied.
+void VolumeImpl::settle_staged(std::span<const ChunkIndex> chunks) {
+  if (chunks.empty()) return;
+  for (const BlockNumber reserved : staged_->set_copied(chunks)) store_->abandon_chunk(reserved);
 }
 
-// Records a group's exceptions, keyed by the generation as the journal knows it: content that was
+// Records a round's exceptions, keyed by the generation as the journal knows it: content that was
 // read while its chunk was owed, and is owed still to a snapshot of then, is content of every
 // snapshot up to now.
-Status VolumeImpl::record_group(std::vector<CopyOut>& group, GenerationState& state, bool staged) {
-  const uint64_t bytes = RecordBatch::entries_bytes(group.size());
+Status VolumeImpl::record_round(CopyRound& round) {
+  GenerationState& state = *round.state;
+  const bool staged = round.parked.empty();
+  const uint64_t bytes = RecordBatch::entries_bytes(round.copies.size());
   Result<Store::Transaction> begun =
-      store_->begin(staged ? Priority::STAGED : Priority::COPY, bytes, group.size());
+      store_->begin(staged ? Priority::STAGED : Priority::COPY, bytes, round.copies.size());
   if (staged && begun.status().code() == Code::WOULD_BLOCK)
-    begun = store_->begin_checkpointed(group.size());
+    begun = store_->begin_checkpointed(round.copies.size());
   if (!begun.ok()) return begun.take_status();
   Store::Transaction transaction = begun.take();
   const Generation current = store_->superblock().generation;
@@ -269,9 +293,10 @@ Status VolumeImpl::record_group(std::vector<CopyOut>& group, GenerationState& st
 
   std::vector<CopyOut*> wanted;
   std::vector<Entry> entries;
-  for (CopyOut& copy : group) {
+  const std::vector<std::optional<StagedTable::Owed>> all_owed = staged_->owed(round.chunks);
+  for (CopyOut& copy : round.copies) {
     // What is staged of the chunk is content of its own generation's snapshot already.
-    const std::optional<StagedTable::Owed> owed = staged_->owed(copy.chunk());
+    const std::optional<StagedTable::Owed>& owed = all_owed[copy.at];
     const Generation upto = owed ? owed->generation : current;
     copy.entry.key.generation = upto - 1;
     // Read under a former generation, its content need not be that of snapshots taken since, unless
@@ -309,11 +334,11 @@ Status VolumeImpl::record_group(std::vector<CopyOut>& group, GenerationState& st
     }
     counters_.commits.fetch_add(1, std::memory_order_relaxed);
   }
-  for (const CopyOut& copy : group) {
-    if (!copy.settles) continue;
-    settle_staged(copy.chunk());
-  }
-  if (staged) {
+  std::vector<ChunkIndex> settled;
+  for (const CopyOut& copy : round.copies)
+    if (copy.settles) settled.push_back(copy.chunk());
+  settle_staged(settled);
+  {
     MutexLock lock(pending_mutex_);
     copied_.notify_all();
   }

@@ -1,8 +1,10 @@
-// The copying of a group: old content from the origin into the group's buffer, from there to store
-// chunks. Neighbours are read and written in one go, and the writes pass the page cache by where
-// the device can do that: nobody reads a copy soon. Part of the committer.
+// A round of the committer, up to where it can be recorded: which chunks need copying; their old
+// content from the origin into the round's buffer, from there to store chunks. Neighbours are read
+// and written in one go, and the writes pass the page cache by where the device can do that: nobody
+// reads a copy soon. By the committer or, ahead of it, by the copier; never by both at once.
 //
-//  W2  Nothing here is durable or recorded; record_group() makes it so.
+//  W2  Nothing here is durable or recorded; record_round() makes it so.
+#include <algorithm>
 #include <cstring>
 
 #include "base/crc32c.h"
@@ -25,20 +27,96 @@ bool is_all_zero(const std::byte* data, size_t length) {
 
 }  // namespace
 
-std::byte* VolumeImpl::copy_of(const CopyOut& copy) const {
-  return group_buffer_.get() + copy.slot * chunk_bytes_;
+// What a round has to know before its chunks are copied. The committer only.
+void VolumeImpl::begin_round(CopyRound& round) {
+  round.progress = space_progress();
+  // Under the lock no snapshot is at its barrier: a chunk that this state calls owed is written by
+  // nobody, not even by a writer that came in under the former state and is still at it.
+  MutexLock lock = store_->lock();
+  round.state = generation_state();
+  round.live = store_->snapshots().live(kOriginVolume);
+  // Here, so that nothing is of a generation that the state knows nothing of (W7).
+  round.owed = staged_->owed(round.chunks);
 }
 
-// `passes_over`: who finds no room is left out with NO_SPACE, and the others, whose room may be
-// reserved, go on.
-void VolumeImpl::copy_group(CopyGroup& group, bool passes_over) {
-  if (group_buffer_ == nullptr) {
+// Has the copier copy a round, until await_copied_ahead().
+void VolumeImpl::copy_ahead(CopyRound& round) {
+  {
+    MutexLock lock(ahead_mutex_);
+    copying_ahead_ = true;
+  }
+  copier_->run([this, &round] {
+    copy_round(round);
+    MutexLock lock(ahead_mutex_);
+    copying_ahead_ = false;
+    copied_ahead_.notify_one();
+  });
+}
+
+void VolumeImpl::await_copied_ahead() {
+  MutexLock lock(ahead_mutex_);
+  while (copying_ahead_) copied_ahead_.wait(lock);
+}
+
+void VolumeImpl::copy_round(CopyRound& round) {
+  round.status = choose(round);
+  if (round.status.ok() && !round.copies.empty()) copy_group(round);
+}
+
+// Which of its chunks need copying, and which are done without. Errors: the volume has failed.
+Status VolumeImpl::choose(CopyRound& round) {
+  GenerationState& state = *round.state;
+  std::vector<ChunkIndex> settled;
+  for (const ChunkIndex chunk : round.chunks) {
+    const Generation newest = state.newest_live.load();
+    const bool is_parked = std::ranges::binary_search(round.parked, chunk);
+    bool copies = false;
+    if (const std::optional<StagedTable::Owed>& owed = round.owed[round.taken]) {
+      CSNAP_ASSERT(owed->generation <= state.generation);
+      // Owed to those who are older than what is staged, unless they have it: recovery knows only
+      // that the chunk was staged.
+      const Generation last = last_live(round.live, owed->generation - 1);
+      Result<std::optional<Entry>> found = std::optional<Entry>();
+      if (newest != 0 && last != 0) found = lookup(chunk, last);
+      if (!found.ok()) {
+        fail(found.status(), false);
+        return store_->failure();
+      }
+      copies = newest != 0 && last != 0 && !found.value();
+      if (!copies) settled.push_back(chunk);
+    } else if (is_parked && !staged_->has(chunk) && newest != 0 && !state.copied_bits.test(chunk)) {
+      // What is staged was copied out: whoever waits finds out that it has to wait for the applier.
+      Result<std::optional<Entry>> found = lookup(chunk, newest);
+      if (!found.ok()) {
+        fail(found.status(), false);
+        return store_->failure();
+      }
+      copies = !found.value();
+      if (!copies) state.copied_bits.set(chunk);
+    }
+    if (copies) {
+      CopyOut& copy = round.copies.emplace_back();
+      copy.entry.key = {kOriginVolume, chunk, 0};  // the generation is set when it is recorded
+      copy.at = round.taken;
+    }
+    round.done.push_back(chunk);
+    round.taken++;
+  }
+  settle_staged(settled);
+  if (!read_failures_.empty())
+    for (const ChunkIndex chunk : settled) read_failures_.erase(chunk);
+  return Status();
+}
+
+void VolumeImpl::copy_group(CopyRound& round) {
+  if (round_buffer_ == nullptr) {
     void* memory = std::aligned_alloc(kBlockBytes, group_slots_ * chunk_bytes_);
     CSNAP_ASSERT(memory != nullptr);
-    group_buffer_.reset(static_cast<std::byte*>(memory));
+    round_buffer_.reset(static_cast<std::byte*>(memory));
   }
-  std::vector<CopyOut>& copies = group.copies;
-  for (size_t i = 0; i < copies.size(); i++) copies[i].slot = i;
+  std::vector<CopyOut>& copies = round.copies;
+  for (size_t i = 0; i < copies.size(); i++)
+    copies[i].content = round_buffer_.get() + i * chunk_bytes_;
   std::vector<std::span<CopyOut>> runs;
   for (size_t first = 0, end; first < copies.size(); first = end) {
     for (end = first + 1; end < copies.size(); end++)
@@ -51,13 +129,8 @@ void VolumeImpl::copy_group(CopyGroup& group, bool passes_over) {
     if (!read_cached(run)) origin_.will_read(run.front().chunk() * chunk_bytes_, length_of(run));
   for (const std::span<CopyOut> run : runs)
     if (!run.front().read) read_copies(run);
-  group.placed = 0;
-  for (; group.placed < copies.size(); group.placed++) {
-    if (place(copies[group.placed])) continue;
-    if (!passes_over) break;
-    copies[group.placed].status = Status(Code::NO_SPACE, "");
-  }
-  write_copies({copies.data(), group.placed});
+  place(round);
+  write_copies({copies.data(), round.placed});
 }
 
 // Of neighbours, in bytes.
@@ -67,7 +140,7 @@ uint64_t VolumeImpl::length_of(std::span<const CopyOut> copies) const {
 
 // Neighbours of the origin, if that takes no waiting.
 bool VolumeImpl::read_cached(std::span<CopyOut> copies) {
-  if (!origin_.read_nowait(copies.front().chunk() * chunk_bytes_, copy_of(copies.front()),
+  if (!origin_.read_nowait(copies.front().chunk() * chunk_bytes_, copies.front().content,
                            length_of(copies)))
     return false;
   finish_read(copies);
@@ -77,7 +150,7 @@ bool VolumeImpl::read_cached(std::span<CopyOut> copies) {
 void VolumeImpl::finish_read(std::span<CopyOut> copies) {
   // The volume's last chunk may be short.
   const uint64_t last = chunk_length(copies.back().chunk());
-  std::memset(copy_of(copies.back()) + last, 0, chunk_bytes_ - last);
+  std::memset(copies.back().content + last, 0, chunk_bytes_ - last);
   for (CopyOut& copy : copies) {
     copy.read = true;
     if (!read_failures_.empty()) read_failures_.erase(copy.chunk());
@@ -86,7 +159,7 @@ void VolumeImpl::finish_read(std::span<CopyOut> copies) {
 
 // Neighbours of the origin. Where they can't be read together it shows which of them can't be.
 void VolumeImpl::read_copies(std::span<CopyOut> copies) {
-  Status read = origin_.read(copies.front().chunk() * chunk_bytes_, copy_of(copies.front()),
+  Status read = origin_.read(copies.front().chunk() * chunk_bytes_, copies.front().content,
                              length_of(copies));
   if (read.ok()) {
     finish_read(copies);
@@ -116,25 +189,41 @@ bool VolumeImpl::is_lost(ReadFailures& failures) {
   return failures.count >= kReadTries;
 }
 
-// Where the copy goes: what is zero nowhere, the rest to a store chunk, one that the staged table
-// has reserved if there is. False: the store has no room.
-bool VolumeImpl::place(CopyOut& copy) {
-  if (!copy.status.ok() || copy.entry.location.kind() == format::LocationKind::LOST) return true;
-  const std::byte* data = copy_of(copy);
-  if (is_all_zero(data, chunk_bytes_)) {
-    copy.entry.location = Location::of(format::LocationKind::ZERO);
-    return true;
+// Where the copies go: what is zero nowhere, the rest to store chunks, those that the staged table
+// has reserved if there are. Where the store has no room the round ends; of staged chunks who finds
+// none is left out with NO_SPACE, and the others, whose room may be reserved, go on.
+void VolumeImpl::place(CopyRound& round) {
+  std::vector<ChunkIndex> wanting;
+  for (CopyOut& copy : round.copies) {
+    if (!copy.status.ok() || copy.entry.location.kind() == format::LocationKind::LOST) continue;
+    if (is_all_zero(copy.content, chunk_bytes_))
+      copy.entry.location = Location::of(format::LocationKind::ZERO);
+    else
+      wanting.push_back(copy.chunk());
   }
-  BlockNumber block = staged_->take_reserved(copy.chunk());
-  if (block == 0) {
-    Result<BlockNumber> allocated = store_->allocate_chunk();
-    if (!allocated.ok()) return false;
-    block = allocated.value();
+  const std::vector<BlockNumber> reserved = staged_->take_reserved(wanting);
+  size_t next = 0;
+  for (CopyOut& copy : round.copies) {
+    if (next < wanting.size() && wanting[next] == copy.chunk()) {
+      BlockNumber block = reserved[next++];
+      if (block == 0) {
+        Result<BlockNumber> allocated = store_->allocate_chunk();
+        if (allocated.ok()) block = allocated.value();
+      }
+      if (block != 0) {
+        copy.held = true;
+        copy.entry.location = Location::data(block);
+        copy.entry.crc = crc32c(copy.content, chunk_bytes_);
+      } else if (round.parked.empty()) {
+        copy.status = Status(Code::NO_SPACE, "");
+      } else {
+        break;
+      }
+    }
+    round.placed++;
   }
-  copy.held = true;
-  copy.entry.location = Location::data(block);
-  copy.entry.crc = crc32c(data, chunk_bytes_);
-  return true;
+  for (; next < wanting.size(); next++)
+    if (reserved[next] != 0) give_back(wanting[next], reserved[next]);
 }
 
 // To the store chunks, neighbours in one write. Where they can't be written together it shows which
@@ -149,7 +238,7 @@ void VolumeImpl::write_copies(std::span<CopyOut> copies) {
         former->entry.location.block() + run == copy.entry.location.block())
       writes.back().length += chunk_bytes_;
     else
-      writes.push_back({copy.entry.location.block() * kBlockBytes, copy_of(copy), chunk_bytes_});
+      writes.push_back({copy.entry.location.block() * kBlockBytes, copy.content, chunk_bytes_});
     former = &copy;
   }
   if (writes.empty()) return;
@@ -172,14 +261,20 @@ void VolumeImpl::replace_bad_chunk(CopyOut& copy) {
   if (!other.ok()) return give_up(copy);
   copy.held = false;
   store_->abandon_chunk(copy.entry.location.block());
-  if (!staged_->give_reserved(copy.chunk(), other.value())) store_->abandon_chunk(other.value());
+  give_back(copy.chunk(), other.value());
+}
+
+void VolumeImpl::give_up(CopyRound& round) {
+  for (CopyOut& copy : round.copies) give_up(copy);
+}
+
+void VolumeImpl::give_up(CopyOut& copy) {
+  if (std::exchange(copy.held, false)) give_back(copy.chunk(), copy.entry.location.block());
 }
 
 // A store chunk that was taken for nothing: back to the staged table, or free.
-void VolumeImpl::give_up(CopyOut& copy) {
-  if (!std::exchange(copy.held, false)) return;
-  const BlockNumber block = copy.entry.location.block();
-  if (!staged_->give_reserved(copy.chunk(), block)) store_->abandon_chunk(block);
+void VolumeImpl::give_back(ChunkIndex chunk, BlockNumber block) {
+  if (!staged_->give_reserved(chunk, block)) store_->abandon_chunk(block);
 }
 
 }  // namespace csnap

@@ -2,10 +2,10 @@
 
 namespace csnap {
 
-IoPool::IoPool(uint32_t threads) {
+IoPool::IoPool(const char* name, uint32_t threads) {
   for (uint32_t i = 0; i < threads; i++) {
     threads_.push_back(std::make_unique<Thread>());
-    threads_.back()->start("csnap-io", [this] { work(); });
+    threads_.back()->start(name, [this] { work(); });
   }
 }
 

@@ -12,7 +12,8 @@ namespace csnap {
 
 class IoPool {
  public:
-  explicit IoPool(uint32_t threads);
+  // `name`: of the threads.
+  IoPool(const char* name, uint32_t threads);
   // Runs what is queued, then ends the threads.
   ~IoPool();
 

@@ -137,12 +137,17 @@ void StagedTable::overlay(const std::vector<Piece>& pieces, std::byte* data) {
 
 // ---- Copying out -------------------------------------------------------------------------------
 
-std::optional<StagedTable::Owed> StagedTable::owed(ChunkIndex chunk) {
-  if (!has(chunk)) return std::nullopt;
+std::vector<std::optional<StagedTable::Owed>> StagedTable::owed(
+    std::span<const ChunkIndex> chunks) {
+  std::vector<std::optional<Owed>> found(chunks.size());
+  if (!any()) return found;
   MutexLock lock(mutex_);
-  const auto at = chunks_.find(chunk);
-  if (at == chunks_.end() || at->second.copied) return std::nullopt;
-  return Owed{at->second.generation};
+  for (size_t i = 0; i < chunks.size(); i++) {
+    if (!bits_.test(chunks[i])) continue;
+    const auto at = chunks_.find(chunks[i]);
+    if (at != chunks_.end() && !at->second.copied) found[i] = Owed{at->second.generation};
+  }
+  return found;
 }
 
 std::vector<ChunkIndex> StagedTable::owed_from(ChunkIndex from, size_t limit) {
@@ -172,13 +177,16 @@ std::vector<ChunkIndex> StagedTable::oldest_owed(size_t limit) {
   return found;
 }
 
-BlockNumber StagedTable::take_reserved(ChunkIndex index) {
+std::vector<BlockNumber> StagedTable::take_reserved(std::span<const ChunkIndex> chunks) {
+  std::vector<BlockNumber> taken(chunks.size());
   MutexLock lock(mutex_);
-  const auto at = chunks_.find(index);
-  if (at == chunks_.end() || !std::exchange(at->second.reserved, false)) return 0;
-  const BlockNumber block = reserved_.front();
-  reserved_.pop_front();
-  return block;
+  for (size_t i = 0; i < chunks.size(); i++) {
+    const auto at = chunks_.find(chunks[i]);
+    if (at == chunks_.end() || !std::exchange(at->second.reserved, false)) continue;
+    taken[i] = reserved_.front();
+    reserved_.pop_front();
+  }
+  return taken;
 }
 
 bool StagedTable::give_reserved(ChunkIndex index, BlockNumber block) {
@@ -190,19 +198,22 @@ bool StagedTable::give_reserved(ChunkIndex index, BlockNumber block) {
   return true;
 }
 
-BlockNumber StagedTable::set_copied(ChunkIndex index) {
+std::vector<BlockNumber> StagedTable::set_copied(std::span<const ChunkIndex> chunks) {
+  std::vector<BlockNumber> left;
   MutexLock lock(mutex_);
-  Chunk& chunk = chunks_.at(index);
-  CSNAP_ASSERT(!chunk.copied);
-  chunk.copied = true;
-  owed_.erase(index);
-  copied_.emplace(index, &chunk);
-  owed_count_.fetch_sub(1, std::memory_order_release);
+  for (const ChunkIndex index : chunks) {
+    Chunk& chunk = chunks_.at(index);
+    CSNAP_ASSERT(!chunk.copied);
+    chunk.copied = true;
+    owed_.erase(index);
+    copied_.emplace(index, &chunk);
+    if (!std::exchange(chunk.reserved, false)) continue;
+    left.push_back(reserved_.back());
+    reserved_.pop_back();
+  }
+  owed_count_.fetch_sub(chunks.size(), std::memory_order_release);
   while (!owed_in_order_.empty() && !is_owed(owed_in_order_.front())) owed_in_order_.pop_front();
-  if (!std::exchange(chunk.reserved, false)) return 0;
-  const BlockNumber block = reserved_.back();
-  reserved_.pop_back();
-  return block;
+  return left;
 }
 
 // ---- Applying ----------------------------------------------------------------------------------
@@ -224,36 +235,48 @@ std::vector<StagedTable::Content> StagedTable::applicable(uint64_t limit_bytes, 
   return found;
 }
 
-void StagedTable::set_in_place(ChunkIndex index, Sequence last) {
+void StagedTable::set_in_place(std::span<const Content> contents) {
   MutexLock lock(mutex_);
-  Chunk& chunk = chunks_.at(index);
-  CSNAP_ASSERT(chunk.copied && chunk.last >= last);
+  for (const Content& content : contents) set_in_place(content);
+}
+
+void StagedTable::set_in_place(const Content& content) {
+  Chunk& chunk = chunks_.at(content.chunk);
+  CSNAP_ASSERT(chunk.copied && chunk.last >= content.last);
   if (chunk.in_place) return;
   by_position_.erase(chunk.first.position);
-  if (chunk.last == last) {
+  if (chunk.last == content.last) {
     chunk.in_place = true;
     return;
   }
   // Of a chunk that is written all the time the tail must get on, too.
-  CSNAP_ASSERT(chunk.since_taken && chunk.since_taken->sequence > last);
+  CSNAP_ASSERT(chunk.since_taken && chunk.since_taken->sequence > content.last);
   chunk.first = *chunk.since_taken;
-  by_position_[chunk.first.position] = index;
+  by_position_[chunk.first.position] = content.chunk;
 }
 
-bool StagedTable::applied(ChunkIndex index, Sequence last) {
+std::vector<ChunkIndex> StagedTable::applied(std::span<const Content> contents) {
+  std::vector<ChunkIndex> left;
   MutexLock lock(mutex_);
-  const auto at = chunks_.find(index);
+  for (const Content& content : contents)
+    if (applied(content)) left.push_back(content.chunk);
+  return left;
+}
+
+// True: it left.
+bool StagedTable::applied(const Content& content) {
+  const auto at = chunks_.find(content.chunk);
   CSNAP_ASSERT(at != chunks_.end() && at->second.copied);
   Chunk& chunk = at->second;
-  CSNAP_ASSERT(chunk.last >= last);
-  if (chunk.last != last) return false;
+  CSNAP_ASSERT(chunk.last >= content.last);
+  if (chunk.last != content.last) return false;
   if (!chunk.in_place) by_position_.erase(chunk.first.position);
   if (chunk.awaited) awaited_.fetch_sub(1, std::memory_order_release);
   for (const PageSlot& slot : chunk.pages)
     if (slot.page) bytes_.fetch_sub(kPageBytes, std::memory_order_relaxed);
-  copied_.erase(index);
+  copied_.erase(content.chunk);
   chunks_.erase(at);
-  bits_.clear(index);
+  bits_.clear(content.chunk);
   count_.fetch_sub(1, std::memory_order_release);
   return true;
 }

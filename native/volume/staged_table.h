@@ -22,6 +22,7 @@
 #include <memory>
 #include <optional>
 #include <set>
+#include <span>
 #include <unordered_map>
 #include <vector>
 
@@ -88,33 +89,33 @@ class StagedTable {
   std::vector<Piece> take(uint64_t offset, uint64_t length, Generation upto);
   static void overlay(const std::vector<Piece>& pieces, std::byte* data);
 
-  // -- copying out
-  // nullopt: not staged, or copied already.
-  std::optional<Owed> owed(ChunkIndex chunk);
+  // -- copying out; of many chunks at once, as a lock for each is what others would wait for
+  // Of each: nullopt: not staged, or copied already.
+  std::vector<std::optional<Owed>> owed(std::span<const ChunkIndex> chunks);
   // Up to `limit` chunks that are still to be copied out, in order, from `from` on, then from 0.
   std::vector<ChunkIndex> owed_from(ChunkIndex from, size_t limit);
   // Of the records that are oldest, up to `limit` chunks that are still to be copied out; sorted.
   std::vector<ChunkIndex> oldest_owed(size_t limit);
   uint64_t owed_count() const { return owed_count_.load(std::memory_order_acquire); }
-  // A store chunk for the chunk's copy, of those held: the one that was reserved first. The
+  // For the copy of each a store chunk of those held, the one that was reserved first. The
   // caller's now. 0: none was reserved for it.
-  BlockNumber take_reserved(ChunkIndex chunk);
+  std::vector<BlockNumber> take_reserved(std::span<const ChunkIndex> chunks);
   // The copy came to nothing. False: the chunk has no use for it, and `block` stays the caller's.
   bool give_reserved(ChunkIndex chunk, BlockNumber block);
-  // Its exception is durable, or it is owed to nobody any more. Returns a store chunk that was
-  // reserved and not taken, which is the caller's now; 0: none.
-  BlockNumber set_copied(ChunkIndex chunk);
+  // Their exceptions are durable, or they are owed to nobody any more. Returns the store chunks
+  // that were reserved and not taken, which are the caller's now.
+  std::vector<BlockNumber> set_copied(std::span<const ChunkIndex> chunks);
 
   // -- applying
   // Up to `limit_bytes` of what is copied out, in order of chunks; `all`: else only what somebody
   // waits for.
   std::vector<Content> applicable(uint64_t limit_bytes, bool all);
-  // The content is in place and synced: what was staged up to `last` is not needed any more, but
-  // the chunk stays until applied(). Later records are.
-  void set_in_place(ChunkIndex chunk, Sequence last);
-  // No replay will meet what was staged up to `last` again (T2): the chunk leaves unless more was
-  // staged since. True: it left.
-  bool applied(ChunkIndex chunk, Sequence last);
+  // The contents are in place and synced: what was staged up to their `last` is not needed any
+  // more, but the chunks stay until applied(). Later records are.
+  void set_in_place(std::span<const Content> contents);
+  // No replay will meet what was staged up to `last` again (T2): the chunks leave unless more was
+  // staged since. Returns those that left.
+  std::vector<ChunkIndex> applied(std::span<const Content> contents);
   // T4. False: not staged.
   bool wait_for(ChunkIndex chunk);
   bool awaited() const { return awaited_.load(std::memory_order_acquire) != 0; }
@@ -151,6 +152,8 @@ class StagedTable {
 
   std::shared_ptr<Page> make_page(const Page* like);
   bool is_owed(const OwedEntry& entry) const;
+  void set_in_place(const Content& content);
+  bool applied(const Content& content);
   // Adds what is staged within [from, upto) of a chunk; `at` of its start is `base`.
   static void collect(Chunk& chunk, uint64_t from, uint64_t upto, uint64_t base,
                       std::vector<Piece>& pieces);

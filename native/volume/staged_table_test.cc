@@ -45,6 +45,15 @@ struct Table {
   }
 };
 
+using Chunks = std::vector<ChunkIndex>;
+using Blocks = std::vector<BlockNumber>;
+using Contents = std::vector<StagedTable::Content>;
+
+// Whether the chunk left.
+bool applied(StagedTable& staged, ChunkIndex chunk, Sequence last) {
+  return staged.applied(Contents{{chunk, last, {}}}) == Chunks{chunk};
+}
+
 bool may_put(StagedTable& staged, ChunkIndex chunk, Generation generation) {
   bool fresh = false;
   return staged.may_put(chunk, generation, fresh);
@@ -82,7 +91,7 @@ TEST_CASE("staged table: a chunk takes writes of one generation, and none once i
   CHECK(table.staged.wait_for(3));
   CHECK(table.staged.awaited());
   CHECK_FALSE(may_put(table.staged, 3, 5));
-  CHECK(table.staged.applied(3, table.sequence));
+  CHECK(applied(table.staged, 3, table.sequence));
   CHECK_FALSE(table.staged.awaited());
   CHECK(may_put(table.staged, 3, 6));
 }
@@ -94,13 +103,16 @@ TEST_CASE("staged table: nothing is applied before it is copied out") {
   CHECK(table.staged.owed_count() == 1);
   CHECK(table.staged.owed_from(0, 9) == std::vector<ChunkIndex>{2});
   CHECK(table.staged.owed_from(5, 9) == std::vector<ChunkIndex>{2});
-  REQUIRE(table.staged.owed(2));
-  CHECK(table.staged.owed(2)->generation == 1);
-  CHECK_FALSE(table.staged.owed(7));
+  const auto owed = table.staged.owed(Chunks{2, 7, 8});
+  REQUIRE(owed.size() == 3);
+  REQUIRE(owed[0]);
+  CHECK(owed[0]->generation == 1);
+  CHECK_FALSE(owed[1]);
+  CHECK_FALSE(owed[2]);
   std::vector<StagedTable::Content> contents = table.staged.applicable(~uint64_t{0}, true);
   REQUIRE(contents.size() == 1);
   CHECK(contents[0].chunk == 7);
-  CHECK(table.staged.set_copied(2) == 77);
+  CHECK(table.staged.set_copied(Chunks{2}) == Blocks{77});
   CHECK(table.staged.owed_count() == 0);
   contents = table.staged.applicable(~uint64_t{0}, true);
   REQUIRE(contents.size() == 2);
@@ -119,8 +131,8 @@ TEST_CASE("staged table: of a chunk that is written all the time the oldest gets
     const std::vector<StagedTable::Content> contents = table.staged.applicable(~uint64_t{0}, true);
     REQUIRE(contents.size() == 1);
     table.put(2, 0, 1, 'b');
-    table.staged.set_in_place(2, contents[0].last);
-    CHECK_FALSE(table.staged.applied(2, contents[0].last));
+    table.staged.set_in_place(contents);
+    CHECK_FALSE(applied(table.staged, 2, contents[0].last));
     REQUIRE(table.staged.oldest());
     CHECK(table.staged.oldest()->sequence == round + 1);
   }
@@ -131,18 +143,15 @@ TEST_CASE("staged table: who is copied out first gets the store chunk that was r
   table.put(5, 0, 1, 'a', 1, false, 80);
   table.put(2, 0, 1, 'b', 1, false, 84);
   table.put(9, 0, 1, 'c', 1, false);
-  CHECK(table.staged.take_reserved(2) == 80);
-  CHECK(table.staged.take_reserved(2) == 0);
-  CHECK(table.staged.take_reserved(9) == 0);
-  CHECK(table.staged.take_reserved(4) == 0);
+  CHECK(table.staged.take_reserved(Chunks{2}) == Blocks{80});
+  CHECK(table.staged.take_reserved(Chunks{2, 4, 9}) == Blocks{0, 0, 0});
   // The copy fails: its store chunk is the first again.
   CHECK(table.staged.give_reserved(2, 80));
   CHECK_FALSE(table.staged.give_reserved(2, 80));
-  CHECK(table.staged.take_reserved(5) == 80);
-  CHECK(table.staged.set_copied(5) == 0);
+  CHECK(table.staged.take_reserved(Chunks{4, 5}) == Blocks{0, 80});
+  CHECK(table.staged.set_copied(Chunks{5}).empty());
   CHECK_FALSE(table.staged.give_reserved(5, 80));
-  CHECK(table.staged.set_copied(2) == 84);
-  CHECK(table.staged.set_copied(9) == 0);
+  CHECK(table.staged.set_copied(Chunks{2, 9}) == Blocks{84});
 }
 
 TEST_CASE(
@@ -151,23 +160,23 @@ TEST_CASE(
   Table table;
   table.put(2, 0, 1, 'a');
   table.put(9, 0, 1, 'b');
-  const Sequence applied = table.sequence;
+  const Sequence last = table.sequence;
   CHECK(table.staged.oldest()->sequence == 1);
   const std::vector<StagedTable::Content> contents = table.staged.applicable(~uint64_t{0}, true);
   table.put(2, 1, 1, 'c');
-  CHECK_FALSE(table.staged.applied(2, contents[0].last));
+  CHECK_FALSE(applied(table.staged, 2, contents[0].last));
   CHECK(table.read(64, 3) == "ac.");
   CHECK(table.staged.oldest()->sequence == 1);
-  CHECK(table.staged.applied(9, applied));
+  CHECK(applied(table.staged, 9, last));
   // What is in place is not needed, but replay may meet it: the chunk stays, and takes more.
-  table.staged.set_in_place(2, table.sequence);
+  table.staged.set_in_place(Contents{{2, table.sequence, {}}});
   CHECK_FALSE(table.staged.oldest());
   CHECK(table.staged.has(2));
   table.put(2, 2, 1, 'd');
   CHECK(table.read(64, 3) == "acd");
   CHECK(table.staged.oldest()->sequence == table.sequence);
-  CHECK_FALSE(table.staged.applied(2, table.sequence - 1));
-  CHECK(table.staged.applied(2, table.sequence));
+  CHECK_FALSE(applied(table.staged, 2, table.sequence - 1));
+  CHECK(applied(table.staged, 2, table.sequence));
   CHECK_FALSE(table.staged.oldest());
   CHECK(table.staged.bytes() == 0);
   CHECK(table.staged.count() == 0);
@@ -212,7 +221,7 @@ TEST_CASE("staged table: random writes, applies and reads, against an array") {
          table.staged.applicable(1 + rng.below(8 * kChunkBytes), true)) {
       for (const StagedTable::Piece& piece : content.pieces)
         std::memcpy(disk.data() + content.chunk * kChunkBytes + piece.at, piece.data, piece.length);
-      REQUIRE(table.staged.applied(content.chunk, content.last));
+      REQUIRE(applied(table.staged, content.chunk, content.last));
     }
   };
   for (int step = 0; step < 20000; step++) {

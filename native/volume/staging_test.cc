@@ -178,7 +178,6 @@ TEST_CASE("staging: large writes among small ones, each in its place") {
   rig.check_clean();
 }
 
-// What is staged must find room in the origin later, when nobody can be told any more.
 // The connection takes the next payload meanwhile, and answers others.
 TEST_CASE("staging: a large write keeps nobody but itself, also where it goes in place") {
   Rig rig(format::DurabilityMode::FLUSH, {.chunks = 64});
@@ -195,6 +194,7 @@ TEST_CASE("staging: a large write keeps nobody but itself, also where it goes in
   CHECK(rig.now(48 * kChunk, 2) == Bytes{3, 1});
 }
 
+// What is staged must find room in the origin later, when nobody can be told any more.
 TEST_CASE("staging: a hole of the origin is allocated first, also one that is made later") {
   Rig rig;
   REQUIRE(rig.volume->create_snapshot("s", false, 0, {}).ok());

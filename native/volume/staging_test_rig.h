@@ -1,6 +1,7 @@
 // A volume whose devices are memory and whose threads are held where a test wants them: by default
 // the committer at its first read of the origin, so that what is seen is seen from the journal and
-// the staged table. Real threads. Callers: tests of the staged path.
+// the staged table; or the copier, which copies a round while the committer records the one before.
+// Real threads. Callers: tests of the staged path.
 #pragma once
 
 #include <doctest/doctest.h>
@@ -41,7 +42,9 @@ inline void rest(uint64_t ms) {
   wake.wait_for(lock, ms);
 }
 
-// Holds the committer, and nobody else, at its reads; or writes of whole chunks.
+inline bool copies_out() { return is_thread("csnap-commit") || is_thread("csnap-copy"); }
+
+// Holds the committer or the copier, and nobody else, at its reads; or writes of whole chunks.
 class HeldOrigin final : public Device {
  public:
   explicit HeldOrigin(Bytes bytes) : memory_("origin", std::move(bytes)) {}
@@ -49,18 +52,18 @@ class HeldOrigin final : public Device {
   uint64_t size_bytes() const override { return memory_.size_bytes(); }
   const std::string& name() const override { return memory_.name(); }
   Status read(uint64_t offset, void* data, size_t length) override {
-    if (is_thread("csnap-commit")) {
-      committer_reads++;
+    if (copies_out()) {
+      copying_reads++;
       MutexLock lock(mutex_);
       asked_ += 'r';
-      while (held_) changed_.wait(lock);
+      while (is_thread(held_)) changed_.wait(lock);
     }
     return memory_.read(offset, data, length);
   }
   // As if nothing were cached, but for who sets this: it is called first, then all is.
   std::function<void()> before_nowait;
   bool read_nowait(uint64_t offset, void* data, size_t length) override {
-    if (is_thread("csnap-commit") || !before_nowait) return false;
+    if (copies_out() || !before_nowait) return false;
     before_nowait();
     return memory_.read(offset, data, length).ok();
   }
@@ -101,12 +104,12 @@ class HeldOrigin final : public Device {
   std::atomic<int> allocated{0};
   std::atomic<int> applier_writes{0};
   std::atomic<bool> applier_full{false};
-  std::atomic<int> committer_reads{0};
+  std::atomic<int> copying_reads{0};
   std::atomic<bool> large_waiting{false};
 
-  void hold(bool held) {
+  void hold(bool held, const char* thread = "csnap-commit") {
     MutexLock lock(mutex_);
-    held_ = held;
+    held_ = held ? thread : "";
     changed_.notify_all();
   }
   void hold_large(bool held) {
@@ -115,7 +118,7 @@ class HeldOrigin final : public Device {
     changed_.notify_all();
   }
   const Bytes& bytes() { return memory_.bytes(); }
-  // In order: 'w' for what will be read, 'r' for what the committer reads.
+  // In order: 'w' for what will be read, 'r' for what is read to be copied.
   std::string asked() {
     MutexLock lock(mutex_);
     return asked_;
@@ -125,7 +128,7 @@ class HeldOrigin final : public Device {
   MemoryDevice memory_;
   Mutex mutex_;
   CondVar changed_;
-  bool held_ = false;
+  const char* held_ = "";
   bool large_held_ = false;
   std::string asked_;
 };

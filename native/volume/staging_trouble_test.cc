@@ -36,7 +36,7 @@ TEST_CASE("staging trouble: what was copied out before a kill is not copied agai
     Rig rig(killed_after_copying(mode), mode);
     CHECK(rig.volume->info().staged_bytes == kBlock);
     CHECK(rig.volume->checkpoint().ok());
-    CHECK(rig.origin.committer_reads == 0);
+    CHECK(rig.origin.copying_reads == 0);
     CHECK(rig.volume->info().staged_bytes == 0);
     CHECK(rig.now(0, 2) == Bytes{2, 1});
     const Uuid a = rig.live().at(0).uuid;

@@ -293,7 +293,8 @@ Status VolumeImpl::open_parts() {
       openable_[snapshot->uuid] = {snapshot->generation, snapshot->size_bytes};
   fill_info(last_info_);
   if (options_.look_only) return Status();
-  pool_ = std::make_unique<IoPool>(options_.io_threads);
+  pool_ = std::make_unique<IoPool>("csnap-io", options_.io_threads);
+  copier_ = std::make_unique<IoPool>("csnap-copy", 1);
   // Whatever a former term deleted and did not get to.
   reclaim_kicked_ = true;
   reclaim_idle_ = false;
@@ -321,6 +322,7 @@ void VolumeImpl::stop_threads(bool drain) {
     pending_wake_.notify_all();
   }
   committer_.join();
+  copier_.reset();
   {
     MutexLock lock(apply_mutex_);
     apply_stop_ = true;

@@ -2,8 +2,8 @@
 //   volume.cc          open, close, submit (which path a request takes), info
 //   origin_write.cc    write, write-zeroes, trim: in place where copied, else staged or parked
 //   staging.cc         small writes into journal and staged table
-//   committer.cc       copy-out in groups with one sync; wakes the parked
-//   copy_out.cc        the copying itself: origin to group buffer to store chunks
+//   committer.cc       copy-out in rounds with one sync; wakes the parked
+//   copy_out.cc        the copying itself: origin to a buffer to store chunks
 //   applier.cc         staged content to its place in the origin
 //   flusher.cc         FLUSH, FUA and mode sync: one origin sync for many
 //   origin_read.cc     reads of the origin, block status
@@ -19,6 +19,7 @@
 // a section only device I/O and index lookups happen.
 #pragma once
 
+#include <algorithm>
 #include <cstdlib>
 #include <map>
 #include <span>
@@ -137,49 +138,72 @@ class VolumeImpl final : public Volume {
   void copy_out_staged();
   struct CopyOut {
     Entry entry;
-    Status status;         // of reading and writing it
-    size_t at = 0;         // its chunk's among those that were to be committed
-    size_t slot = 0;       // its place in the group's buffer, in chunks
-    bool read = false;     // its content is in the group's buffer
-    bool held = false;     // its store chunk is held and not recorded yet
-    bool settles = false;  // of a staged chunk: it may be applied once this is durable
+    Status status;                 // of reading and writing it
+    size_t at = 0;                 // its chunk's among those that were to be committed
+    std::byte* content = nullptr;  // of the chunk, in the round's buffer
+    bool read = false;             // the content is there
+    bool held = false;             // its store chunk is held and not recorded yet
+    bool settles = false;          // of a staged chunk: it may be applied once this is durable
     ChunkIndex chunk() const { return entry.key.chunk; }
   };
-  struct CopyGroup {
+  struct CopyRound {
+    // What it is to do. Ascending, both.
+    std::vector<ChunkIndex> chunks;
+    std::vector<ChunkIndex> parked;  // of these: for parked writes. The others are staged
+    // begin_round(): when that was.
+    uint64_t progress = 0;                               // space_progress()
+    std::shared_ptr<GenerationState> state;              // null: not begun
+    std::vector<Generation> live;                        // the origin's snapshots
+    std::vector<std::optional<StagedTable::Owed>> owed;  // of each chunk
+    // copy_round(): what came of it.
+    Status status;                 // of looking up; of each copy: its own
     std::vector<CopyOut> copies;   // by chunk, ascending
     size_t placed = 0;             // so many of them have a place; the store had none for the next
     std::vector<ChunkIndex> done;  // once the copies are recorded
     std::vector<ChunkIndex> starved;  // staged ones for which the store has no room
     size_t taken = 0;                 // of the chunks that were to be committed
-    // Leaves the chunks from there on to a later group.
+    bool is_clean() const {
+      return status.ok() && placed == copies.size() &&
+             std::ranges::all_of(copies, [](const CopyOut& copy) { return copy.status.ok(); });
+    }
+    // Leaves the chunks from there on to a later round.
     void cut_at(size_t at) {
       copies.resize(placed);
       done.resize(at);
       taken = at;
     }
   };
+  bool may_copy_staged();
+  void commit_rounds();
+  void end_round(CopyRound& round);
+  void choose_chunks(CopyRound& round, const CopyRound* busy);
+  void commit_slowly(const CopyRound& round);
   bool commit_group(std::span<const ChunkIndex> chunks, bool staged);
-  Status choose(std::span<const ChunkIndex> chunks, GenerationState& state,
-                const std::vector<Generation>& live, bool staged, CopyGroup& group);
-  bool drop_failed(CopyGroup& group);
+  bool drop_failed(CopyRound& round);
   void tell_full(std::span<const ChunkIndex> chunks, bool staged);
-  void settle_staged(ChunkIndex chunk);
-  Status record_group(std::vector<CopyOut>& group, GenerationState& state, bool staged);
+  void settle_staged(std::span<const ChunkIndex> chunks);
+  Status record_round(CopyRound& round);
   void release_waiters(std::span<const ChunkIndex> chunks, const Status& status);
   using Queues = std::map<ChunkIndex, std::vector<IoRequest*>>;
   void release(Queues& queues, std::span<const ChunkIndex> chunks, const Status& status);
 
   // -- copy_out.cc
-  void copy_group(CopyGroup& group, bool passes_over);
+  void begin_round(CopyRound& round);
+  void copy_ahead(CopyRound& round);
+  void await_copied_ahead();
+  void copy_round(CopyRound& round);
+  Status choose(CopyRound& round);
+  void copy_group(CopyRound& round);
   uint64_t length_of(std::span<const CopyOut> copies) const;
   bool read_cached(std::span<CopyOut> copies);
   void read_copies(std::span<CopyOut> copies);
   void finish_read(std::span<CopyOut> copies);
-  bool place(CopyOut& copy);
+  void place(CopyRound& round);
   void write_copies(std::span<CopyOut> copies);
   void replace_bad_chunk(CopyOut& copy);
+  void give_up(CopyRound& round);
   void give_up(CopyOut& copy);
-  std::byte* copy_of(const CopyOut& copy) const;
+  void give_back(ChunkIndex chunk, BlockNumber block);
 
   // -- reclaimer.cc: room for a commit
   uint64_t space_progress();
@@ -276,8 +300,11 @@ class VolumeImpl final : public Volume {
   CondVar copied_;   // a group of staged chunks was
   Queues pending_;   // for a copy-out
   Queues applying_;  // for the chunk to leave the table
-  ChunkIndex commit_cursor_ = 0;
   // The committer's own.
+  ChunkIndex commit_cursor_ = 0;
+  ChunkIndex staged_cursor_ = 0;
+  uint64_t copying_held_until_ms_ = 0;  // of what is staged
+  // Of who copies a round.
   struct ReadFailures {
     int count = 0;
     uint64_t last_ms = 0;
@@ -287,9 +314,13 @@ class VolumeImpl final : public Volume {
   struct Free {
     void operator()(std::byte* bytes) const { std::free(bytes); }
   };
-  std::unique_ptr<std::byte, Free> group_buffer_;  // of group_slots_ chunks
+  // Of who copies a round, until it is written; group_slots_ chunks.
+  std::unique_ptr<std::byte, Free> round_buffer_;
   static constexpr uint64_t kGroupBytes = uint64_t{4} << 20;
   size_t group_slots_ = 1;
+  Mutex ahead_mutex_;
+  CondVar copied_ahead_;
+  bool copying_ahead_ = false;
   bool committer_stop_ = false;
   bool committer_drain_ = false;
   // Those for whom what is staged must be copied out soon.
@@ -341,6 +372,7 @@ class VolumeImpl final : public Volume {
   Thread committer_;
   Thread reclaimer_;
   Thread maintainer_;
+  std::unique_ptr<IoPool> copier_;  // one thread, the committer's
   std::unique_ptr<IoPool> pool_;
   Mutex info_mutex_;
   CondVar info_pause_;  // nobody notifies: a bounded pause

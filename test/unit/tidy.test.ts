@@ -113,6 +113,18 @@ describe("files", () => {
   });
 });
 
+describe("mutants", () => {
+  it("each change one place of a file that is there", () => {
+    const strays = files
+      .filter((file) => /^native\/testing\/mutants\/.*\.json$/.test(file))
+      .filter((mutant) => {
+        const { file, find } = JSON.parse(read(mutant)) as { file: string; find: string | string[] };
+        return !files.includes(file) || read(file).split([find].flat().join("\n")).length !== 2;
+      });
+    expect(strays).toEqual([]);
+  });
+});
+
 describe("native code", () => {
   const native = sources.filter((file) => /^native\/.*\.(h|cc)$/.test(file));
 
