@@ -77,6 +77,11 @@ class RecordBatch {
     return sizeof(format::EntryList) + count * sizeof(format::IndexEntry);
   }
   bool empty() const { return offsets_.empty(); }
+  // Keeps its memory for the next records.
+  void clear() {
+    bytes_.clear();
+    offsets_.clear();
+  }
   size_t record_count() const { return offsets_.size(); }
   // Where a record starts within the append.
   uint64_t offset(size_t record) const { return offsets_[record]; }

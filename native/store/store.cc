@@ -215,7 +215,7 @@ Status Store::confirm(Sequence upto) {
 
 // ---- Staged writes -----------------------------------------------------------------------------
 
-Result<std::vector<RecordPlace>> Store::append_staged(RecordBatch& batch) {
+Status Store::append_staged(RecordBatch& batch, std::vector<RecordPlace>& places) {
   if (failed()) return failure();
   const uint64_t bytes = journal_->append_bytes(batch);
   if (!journal_->fits(bytes, journal_->size_bytes() / 2))
@@ -226,10 +226,10 @@ Result<std::vector<RecordPlace>> Store::append_staged(RecordBatch& batch) {
     fail(last.status(), false);
     return failure();
   }
-  std::vector<RecordPlace> places;
+  places.clear();
   for (size_t i = 0; i < count; i++)
     places.push_back({journal_->head() - bytes + batch.offset(i), last.value() - (count - 1) + i});
-  return places;
+  return Status();
 }
 
 Status Store::sync_journal() {

@@ -111,7 +111,7 @@ class Store final : public MetadataIo {
   MutexLock append_lock() { return MutexLock(append_); }
   // Under the append lock: writes the records, not synced, and tells where each stands.
   // WOULD_BLOCK: half of the journal is in use (R6). Errors: FAILED.
-  Result<std::vector<RecordPlace>> append_staged(RecordBatch& batch);
+  Status append_staged(RecordBatch& batch, std::vector<RecordPlace>& places);
   // All records appended before the call are on stable storage when it returns. Errors: FAILED.
   Status sync_journal();
   // Appends and syncs an APPLIED record: staged records of `chunks` up to `upto` are in place and

@@ -14,6 +14,8 @@ namespace {
 constexpr uint64_t kHeldRetryMs = 1000;
 // So long what is staged waits for more that can share its sync.
 constexpr uint64_t kGatherMs = 20;
+// So many groups staged in that time are a burst.
+constexpr uint64_t kBurstGroups = 4;
 // So many records at least leave the journal for the two that a group of staged chunks takes.
 constexpr uint32_t kPressedGroup = 32;
 // A round that is smaller than this part of a full one is not copied ahead: it can share its sync
@@ -33,7 +35,8 @@ void VolumeImpl::commit_loop() {
       pending_wake_.wait_for(lock, kHeldRetryMs);
       continue;
     }
-    if (pending_.empty() && !is_copying_urgent() && pending_wake_.wait_for(lock, kGatherMs))
+    if (pending_.empty() && !copies_now(0) &&
+        (pending_wake_.wait_for(lock, kGatherMs) || is_burst()))
       continue;
     lock.unlock();
     commit_rounds();
@@ -108,7 +111,7 @@ void VolumeImpl::choose_chunks(CopyRound& round, const CopyRound* busy) {
     take(start, pending_.end());
     if (!round.parked.empty()) commit_cursor_ = round.parked.back() + 1;
     take(pending_.begin(), start);
-    owes = owes && (round.parked.size() > 0 || is_copying_urgent() || busy == nullptr);
+    if (busy != nullptr && round.parked.empty()) owes = owes && copies_now(busy->chunks.size());
   }
   std::ranges::sort(round.parked);
   round.chunks = round.parked;
@@ -138,10 +141,25 @@ void VolumeImpl::commit_slowly(const CopyRound& round) {
   if (!commit_group(staged, true)) copying_held_until_ms_ = monotonic_ms() + kHeldRetryMs;
 }
 
-// Whether what is staged is to be copied out now: enough for a group, or somebody waits for it.
-bool VolumeImpl::is_copying_urgent() {
-  return committer_stop_ || staged_->owed_count() >= group_slots_ || staged_->awaited() ||
-         copy_hurry_.load() > 0;
+// Whether what is staged, but for `busy` chunks of it, is to be copied out now: somebody waits for
+// it, or it is enough for a round. The committer only.
+bool VolumeImpl::copies_now(size_t busy) {
+  return committer_stop_ || staged_->awaited() || copy_hurry_.load() > 0 ||
+         (staged_->owed_count() >= busy + group_slots_ && (is_staging_pressed() || !is_burst()));
+}
+
+// Whether writes are staged faster than they can be copied out: then who copies takes the
+// processors from who writes, and might as well do it later. The committer only.
+bool VolumeImpl::is_burst() {
+  const uint64_t now = monotonic_ms();
+  if (now >= burst_look_ms_ + kGatherMs) {
+    const uint64_t staged = counters_.staged.load(std::memory_order_relaxed);
+    is_burst_ = (staged - burst_look_staged_) * kGatherMs >=
+                kBurstGroups * group_slots_ * (now - burst_look_ms_);
+    burst_look_ms_ = now;
+    burst_look_staged_ = staged;
+  }
+  return is_burst_;
 }
 
 // The journal is too full for a transaction: what is staged has to leave it. For any thread but the

@@ -31,14 +31,14 @@ bool StagedTable::may_put(ChunkIndex chunk, Generation generation, bool& fresh) 
   return fresh || (at->second.generation == generation && !at->second.awaited);
 }
 
-uint64_t StagedTable::put(ChunkIndex index, Generation generation, uint64_t start,
-                          const std::byte* data, uint64_t length, RecordPlace place, bool copied,
-                          BlockNumber reserved) {
+bool StagedTable::put(ChunkIndex index, Generation generation, uint64_t start,
+                      const std::byte* data, uint64_t length, RecordPlace place, bool copied,
+                      BlockNumber reserved) {
   CSNAP_ASSERT(start % kSectorBytes == 0 && length % kSectorBytes == 0 && length > 0);
   CSNAP_ASSERT(start + length <= chunk_bytes_);
   MutexLock lock(mutex_);
-  uint64_t owed = 0;
-  const auto [at, fresh] = chunks_.try_emplace(index);
+  bool first_owed = false;
+  const auto [at, fresh] = chunks_.try_emplace(index, chunk_bytes_ / kPageBytes, &entries_);
   Chunk& chunk = at->second;
   if (fresh) {
     chunk.generation = generation;
@@ -46,13 +46,12 @@ uint64_t StagedTable::put(ChunkIndex index, Generation generation, uint64_t star
     chunk.copied = copied;
     chunk.reserved = reserved != 0;
     if (chunk.reserved) reserved_.push_back(reserved);
-    chunk.pages.resize(chunk_bytes_ / kPageBytes);
     by_position_.emplace_hint(by_position_.end(), place.position, index);
     if (copied) {
       copied_.emplace(index, &chunk);
     } else {
       owed_.insert(index);
-      owed = owed_count_.fetch_add(1, std::memory_order_release) + 1;
+      first_owed = owed_count_.fetch_add(1, std::memory_order_release) == 0;
       chunk.owed_position = place.position;
       owed_in_order_.push_back({place.position, index});
     }
@@ -84,7 +83,7 @@ uint64_t StagedTable::put(ChunkIndex index, Generation generation, uint64_t star
     page.mask |= static_cast<uint8_t>(((1u << sectors) - 1) << (within / kSectorBytes));
     done += now;
   }
-  return owed;
+  return first_owed;
 }
 
 void StagedTable::collect(Chunk& chunk, uint64_t from, uint64_t upto, uint64_t base,

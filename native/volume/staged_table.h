@@ -20,6 +20,7 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <memory_resource>
 #include <optional>
 #include <set>
 #include <span>
@@ -79,10 +80,10 @@ class StagedTable {
   // the first. Stays true while the append lock is held, but `fresh`: a chunk may leave meanwhile.
   bool may_put(ChunkIndex chunk, Generation generation, bool& fresh);
   // Sectors of one chunk. `copied`: its exception is durable, or it is owed to nobody; else
-  // `reserved` is the store chunk for it (both of a fresh chunk only). Returns how many chunks are
-  // to be copied out now, where this one has become one of them; else 0.
-  uint64_t put(ChunkIndex chunk, Generation generation, uint64_t start, const std::byte* data,
-               uint64_t length, RecordPlace place, bool copied, BlockNumber reserved);
+  // `reserved` is the store chunk for it (both of a fresh chunk only). True: this one has to
+  // be copied out now, and no other had to be.
+  bool put(ChunkIndex chunk, Generation generation, uint64_t start, const std::byte* data,
+           uint64_t length, RecordPlace place, bool copied, BlockNumber reserved);
 
   // What is staged of [offset, offset + length) of the volume, of generations up to `upto`, for
   // overlay(). Empty: nothing.
@@ -132,6 +133,7 @@ class StagedTable {
     bool handed_out = false;  // T6
   };
   struct Chunk {
+    Chunk(size_t page_count, std::pmr::memory_resource* memory) : pages(page_count, memory) {}
     Generation generation = 0;
     RecordPlace first;      // of its records that are not in place
     bool in_place = false;  // all of them are
@@ -142,9 +144,9 @@ class StagedTable {
     bool awaited = false;
     bool reserved = false;       // T5
     uint64_t owed_position = 0;  // in owed_in_order_
-    std::vector<PageSlot> pages;
+    std::pmr::vector<PageSlot> pages;
   };
-  using Chunks = std::unordered_map<ChunkIndex, Chunk>;
+  using Chunks = std::pmr::unordered_map<ChunkIndex, Chunk>;
   struct OwedEntry {
     uint64_t position;
     ChunkIndex chunk;
@@ -167,12 +169,16 @@ class StagedTable {
   // The pages' memory. A page lives on with who holds it, and so does the pool.
   const std::shared_ptr<BlockPool> pool_;
   Mutex mutex_;
-  Chunks chunks_;
+  // Of the entries below: they are made by connections and ended by the applier, where the C
+  // library's heap would have to be tidied for each. What a burst has taken stays, a tenth of what
+  // may be staged at most.
+  std::pmr::unsynchronized_pool_resource entries_;
+  Chunks chunks_{&entries_};
   // Each is in one of these two: to be copied out, or copied, so that it may be applied.
-  std::set<ChunkIndex> owed_;
-  std::map<ChunkIndex, Chunk*> copied_;
+  std::pmr::set<ChunkIndex> owed_{&entries_};
+  std::pmr::map<ChunkIndex, Chunk*> copied_{&entries_};
   // By position: who is oldest. An entry belongs to the chunk whose `first` it is.
-  std::map<uint64_t, ChunkIndex> by_position_;
+  std::pmr::map<uint64_t, ChunkIndex> by_position_{&entries_};
   // Who may have to be copied out, oldest first. Some are done, but not the first.
   std::deque<OwedEntry> owed_in_order_;
   std::deque<BlockNumber> reserved_;  // T5; oldest first, as the space map hands out neighbours

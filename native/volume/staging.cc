@@ -54,23 +54,41 @@ void VolumeImpl::forget_allocated(uint64_t offset, uint64_t length) {
     if (allocated_->test(chunk)) allocated_->clear(chunk);
 }
 
+std::unique_ptr<VolumeImpl::StagingDesk> VolumeImpl::take_desk() {
+  MutexLock lock(desks_mutex_);
+  if (desks_.empty()) return std::make_unique<StagingDesk>();
+  std::unique_ptr<StagingDesk> desk = std::move(desks_.back());
+  desks_.pop_back();
+  return desk;
+}
+
+void VolumeImpl::leave_desk(std::unique_ptr<StagingDesk> desk) {
+  desk->parts.clear();
+  desk->batch.clear();
+  MutexLock lock(desks_mutex_);
+  desks_.push_back(std::move(desk));
+}
+
 // Inside the writer section of `state`. False: the write has to wait for its chunks instead, or
 // goes in place; nothing has happened. Errors: the origin's, NO_SPACE for a hole of it; FAILED.
 Result<bool> VolumeImpl::stage(const IoRequest& request, GenerationState& state, uint64_t offset,
                                uint64_t length) {
-  struct Part {
-    ChunkIndex chunk;
-    uint64_t start, length;  // bytes within the chunk
-    bool copied;
-    BlockNumber reserved;
-  };
+  std::unique_ptr<StagingDesk> desk = take_desk();
+  Result<bool> staged = stage(request, state, offset, length, *desk);
+  leave_desk(std::move(desk));
+  return staged;
+}
+
+Result<bool> VolumeImpl::stage(const IoRequest& request, GenerationState& state, uint64_t offset,
+                               uint64_t length, StagingDesk& desk) {
+  using Part = StagingDesk::Part;
   if (!state.open.load(std::memory_order_acquire)) return false;  // W7
   if (offset % kSectorBytes != 0 || length % kSectorBytes != 0 || length >= chunk_bytes_)
     return false;
   if (staged_->bytes() >= staged_limit_bytes() ||
       staged_->owed_count() * chunk_bytes_ >= kOwedFactor * staged_limit_bytes())
     return false;
-  std::vector<Part> parts;
+  std::vector<Part>& parts = desk.parts;
   const auto give_back = [&] {
     for (const Part& part : parts)
       if (part.reserved != 0) store_->abandon_chunk(part.reserved);
@@ -97,7 +115,7 @@ Result<bool> VolumeImpl::stage(const IoRequest& request, GenerationState& state,
     done += part.length;
   }
 
-  RecordBatch batch;
+  RecordBatch& batch = desk.batch;
   const auto* data = static_cast<const std::byte*>(request.data) + (offset - request.offset);
   for (const Part& part : parts) {
     format::DataRecord record;
@@ -122,24 +140,22 @@ Result<bool> VolumeImpl::stage(const IoRequest& request, GenerationState& state,
       // Applied between the look above and here: what it needs is not known any more.
       if (fresh && !part.copied && part.reserved == 0) may = false;
     }
-    Result<std::vector<RecordPlace>> places =
-        may ? store_->append_staged(batch)
-            : Result<std::vector<RecordPlace>>(Status(Code::WOULD_BLOCK, "not now"));
-    if (!places.ok()) {
+    Status appended =
+        may ? store_->append_staged(batch, desk.places) : Status(Code::WOULD_BLOCK, "not now");
+    if (!appended.ok()) {
       append.unlock();
       give_back();
-      if (places.status().code() != Code::WOULD_BLOCK) return places.take_status();
+      if (appended.code() != Code::WOULD_BLOCK) return appended;
       return false;
     }
     data = static_cast<const std::byte*>(request.data) + (offset - request.offset);
     for (size_t i = 0; i < parts.size(); i++) {
       Part& part = parts[i];
       const bool fresh = !staged_->has(part.chunk);
-      const uint64_t owed =
-          staged_->put(part.chunk, state.generation, part.start, data, part.length,
-                       places.value()[i], part.copied, part.reserved);
+      if (staged_->put(part.chunk, state.generation, part.start, data, part.length, desk.places[i],
+                       part.copied, part.reserved))
+        wakes = true;
       data += part.length;
-      wakes = wakes || owed == 1 || owed == group_slots_;
       if (fresh) part.reserved = 0;  // the table's now
     }
   }

@@ -118,6 +118,22 @@ class VolumeImpl final : public Volume {
   void forget_allocated(uint64_t offset, uint64_t length);
   Result<bool> stage(const IoRequest& request, GenerationState& state, uint64_t offset,
                      uint64_t length);
+  // What a staged write needs for a moment, kept for the next one: else half a dozen allocations.
+  struct StagingDesk {
+    struct Part {
+      ChunkIndex chunk;
+      uint64_t start, length;  // bytes within the chunk
+      bool copied;
+      BlockNumber reserved;
+    };
+    std::vector<Part> parts;
+    RecordBatch batch;
+    std::vector<RecordPlace> places;
+  };
+  Result<bool> stage(const IoRequest& request, GenerationState& state, uint64_t offset,
+                     uint64_t length, StagingDesk& desk);
+  std::unique_ptr<StagingDesk> take_desk();
+  void leave_desk(std::unique_ptr<StagingDesk> desk);
   Status load_recovered();
 
   // -- applier.cc
@@ -133,7 +149,8 @@ class VolumeImpl final : public Volume {
 
   // -- committer.cc
   void commit_loop();
-  bool is_copying_urgent();
+  bool copies_now(size_t busy);
+  bool is_burst();
   void relieve_journal();
   void copy_out_staged();
   struct CopyOut {
@@ -276,6 +293,9 @@ class VolumeImpl final : public Volume {
   std::atomic<uint64_t> staged_limit_{0};  // 0: the default
   std::atomic<bool> origin_dirty_{true};   // written in place since the last sync for a flush
 
+  Mutex desks_mutex_;
+  std::vector<std::unique_ptr<StagingDesk>> desks_;  // nobody's now
+
   // Chunks of the origin without a hole, as far as it was looked at.
   std::unique_ptr<ChunkBitmap> allocated_;
   std::atomic<uint64_t> holes_made_{0};  // counts what may have made holes
@@ -304,6 +324,8 @@ class VolumeImpl final : public Volume {
   ChunkIndex commit_cursor_ = 0;
   ChunkIndex staged_cursor_ = 0;
   uint64_t copying_held_until_ms_ = 0;  // of what is staged
+  uint64_t burst_look_ms_ = 0, burst_look_staged_ = 0;
+  bool is_burst_ = false;
   // Of who copies a round.
   struct ReadFailures {
     int count = 0;
