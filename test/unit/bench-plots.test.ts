@@ -140,6 +140,13 @@ describe("the charts of rows", () => {
     );
   });
 
+  it("name the machine that their own rows are from", () => {
+    const first = "first write after a snapshot, 16k chunks, QD16";
+    const charts = chartsOf([...rows, { machine: "8 cores" }, rate(first, "csnap", 1)]);
+    expect(charts.get("random-4k.svg")?.notes.slice(1)).toEqual(["2 cores, Linux 6.1; ext4"]);
+    expect(charts.get("first-write.svg")?.notes.slice(1)).toEqual(["8 cores"]);
+  });
+
   it("take the later row of two", () => {
     const bars = chartsOf([...rows, rate(read, "csnap", 250)]).get("random-4k.svg")?.groups[0]?.bars;
     expect(bars?.map(({ label, value }) => [label, value])).toEqual([

@@ -68,10 +68,22 @@ function barsOf(rows: readonly RateRow[], workload: string): Bar[] {
   return [...latest.values()].map(barOf);
 }
 
+/** Of each rate the machine that it was measured on: of the last such row before it. */
+function placesOf(rows: readonly Row[]): Map<Row, string> {
+  const places = new Map<Row, string>();
+  let place = "";
+  for (const row of rows) {
+    if (row.machine !== undefined)
+      place = [row.machine, row.file_system].filter((part) => part !== undefined).join("; ");
+    else if (place !== "") places.set(row, place);
+  }
+  return places;
+}
+
 /** What is drawn, by file name. A workload that was not measured is left out, and so is a chart that has none. */
 export function chartsOf(rows: readonly Row[]): Map<string, Chart> {
   const rates = rows.filter(isRate);
-  const machine = rows.find((row) => row.machine !== undefined);
+  const places = placesOf(rows);
   const charts = new Map<string, Chart>();
   for (const { file, title, scale, groups } of plans) {
     const drawn = groups
@@ -79,9 +91,10 @@ export function chartsOf(rows: readonly Row[]): Map<string, Chart> {
       .filter(({ bars }) => bars.length > 0);
     if (drawn.length === 0) continue;
     const rounds = rates.find(({ workload }) => workload === drawn[0]?.workload)?.rounds ?? 0;
-    const where = [machine?.machine, machine?.file_system].filter((part) => part !== undefined).join("; ");
+    const workloads = new Set(drawn.map(({ workload }) => workload));
+    const where = rates.filter(({ workload }) => workloads.has(workload)).map((row) => places.get(row));
     const how = `median of ${rounds} interleaved rounds, with the 95 % interval of the median`;
-    const notes = where === "" ? [how] : [how, where];
+    const notes = [how, ...new Set(where.filter((place) => place !== undefined))];
     charts.set(file, { title, unit: "requests per second", scale, groups: drawn, notes });
   }
   return charts;
