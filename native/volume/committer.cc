@@ -36,7 +36,7 @@ void VolumeImpl::commit_loop() {
       continue;
     }
     if (pending_.empty() && !copies_now(0) &&
-        (pending_wake_.wait_for(lock, kGatherMs) || is_burst()))
+        (pending_wake_.wait_for(lock, kGatherMs) || (is_burst() && !is_staging_pressed())))
       continue;
     lock.unlock();
     commit_rounds();
@@ -148,14 +148,17 @@ bool VolumeImpl::copies_now(size_t busy) {
          (staged_->owed_count() >= busy + group_slots_ && (is_staging_pressed() || !is_burst()));
 }
 
-// Whether writes are staged faster than they can be copied out: then who copies takes the
-// processors from who writes, and might as well do it later. The committer only.
+// Whether chunks are staged faster than they can be copied out: then who copies takes the
+// processors from who writes, and might as well do it later. Not so where the same few chunks are
+// written again and again: copied out and applied, they cost no journal. The committer only.
 bool VolumeImpl::is_burst() {
   const uint64_t now = monotonic_ms();
   if (now >= burst_look_ms_ + kGatherMs) {
-    const uint64_t staged = counters_.staged.load(std::memory_order_relaxed);
-    is_burst_ = (staged - burst_look_staged_) * kGatherMs >=
-                kBurstGroups * group_slots_ * (now - burst_look_ms_);
+    // Ever; what was settled without a copy is missing.
+    const uint64_t staged =
+        staged_->owed_count() + counters_.copy_outs.load() + counters_.zero_chunks.load();
+    const uint64_t fresh = staged - std::min(staged, burst_look_staged_);
+    is_burst_ = fresh * kGatherMs >= kBurstGroups * group_slots_ * (now - burst_look_ms_);
     burst_look_ms_ = now;
     burst_look_staged_ = staged;
   }
