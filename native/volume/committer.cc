@@ -51,7 +51,7 @@ bool VolumeImpl::may_copy_staged() {
 }
 
 // Rounds of what is parked and staged together, each copied while the one before is recorded, as
-// long as there is enough to do. A round that something is wrong with goes the long way.
+// long as there is enough to do. A round for which there is no room goes the long way.
 void VolumeImpl::commit_rounds() {
   CopyRound round;
   choose_chunks(round, nullptr);
@@ -59,7 +59,10 @@ void VolumeImpl::commit_rounds() {
   begin_round(round);
   copy_round(round);
   while (true) {
-    bool clean = round.is_clean() && !store_->failed();
+    bool clean = round.status.ok() && round.placed == round.copies.size() && !store_->failed();
+    // The others need not wait for what a device refuses: there may be some at any time.
+    if (clean && drop_failed(round)) copying_held_until_ms_ = monotonic_ms() + kHeldRetryMs;
+    clean = clean && round.starved.empty();
     CopyRound next;
     if (clean) {
       choose_chunks(next, &round);

@@ -19,7 +19,6 @@
 // a section only device I/O and index lookups happen.
 #pragma once
 
-#include <algorithm>
 #include <cstdlib>
 #include <map>
 #include <span>
@@ -179,10 +178,6 @@ class VolumeImpl final : public Volume {
     std::vector<ChunkIndex> done;  // once the copies are recorded
     std::vector<ChunkIndex> starved;  // staged ones for which the store has no room
     size_t taken = 0;                 // of the chunks that were to be committed
-    bool is_clean() const {
-      return status.ok() && placed == copies.size() &&
-             std::ranges::all_of(copies, [](const CopyOut& copy) { return copy.status.ok(); });
-    }
     // Leaves the chunks from there on to a later round.
     void cut_at(size_t at) {
       copies.resize(placed);
