@@ -179,12 +179,13 @@ Status Store::finish(Transaction& transaction) {
   return write_state(false, nullptr, transaction.lock, true);
 }
 
-Status Store::commit(Transaction& transaction) {
+Status Store::commit(Transaction& transaction, const std::function<void()>& appended) {
   CSNAP_ASSERT(transaction.lock.owns_lock());
   if (failed()) return failure();
   if (transaction.checkpoint.owns_lock()) return Status();
   Result<Sequence> last = append(transaction.batch);
   if (!last.ok()) return last.take_status();
+  if (appended) appended();
   CSNAP_TRY(confirm(last.value()));
   checkpoint_record_due_ = false;
   return Status();
@@ -242,20 +243,23 @@ Status Store::sync_journal() {
   return confirm(upto);
 }
 
-Status Store::commit_applied(const std::vector<ChunkIndex>& chunks, Sequence upto) {
+Status Store::commit_applied(std::span<const Applied> groups) {
   RecordBatch batch;
-  std::byte* payload = batch.add(format::RecordKind::APPLIED,
-                                 sizeof(format::AppliedRecord) + chunks.size() * sizeof(le64));
-  format::AppliedRecord record;
-  record.sequence = upto;
-  record.volume = kOriginVolume;
-  record.count = static_cast<uint32_t>(chunks.size());
-  std::memcpy(payload, &record, sizeof record);
-  payload += sizeof record;
-  for (const ChunkIndex chunk : chunks) {
-    const le64 disk = chunk;
-    std::memcpy(payload, &disk, sizeof disk);
-    payload += sizeof disk;
+  for (const Applied& group : groups) {
+    std::byte* payload =
+        batch.add(format::RecordKind::APPLIED,
+                  sizeof(format::AppliedRecord) + group.chunks.size() * sizeof(le64));
+    format::AppliedRecord record;
+    record.sequence = group.upto;
+    record.volume = kOriginVolume;
+    record.count = static_cast<uint32_t>(group.chunks.size());
+    std::memcpy(payload, &record, sizeof record);
+    payload += sizeof record;
+    for (const ChunkIndex chunk : group.chunks) {
+      const le64 disk = chunk;
+      std::memcpy(payload, &disk, sizeof disk);
+      payload += sizeof disk;
+    }
   }
   if (failed()) return failure();
   Result<Sequence> last = Sequence{0};

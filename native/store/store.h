@@ -102,8 +102,9 @@ class Store final : public MetadataIo {
   // about what is not durable yet. Nobody may rely on it before. Errors: NO_SPACE, FAILED.
   Result<Transaction> begin_checkpointed(uint64_t index_changes);
   Status finish(Transaction& transaction);
-  // Appends and syncs. On failure the volume has failed (W9) and nothing may be applied.
-  Status commit(Transaction& transaction);
+  // Appends and syncs. On failure the volume has failed (W9) and nothing may be applied. `appended`
+  // is called in between: from then on what is appended comes after the transaction's records.
+  Status commit(Transaction& transaction, const std::function<void()>& appended = nullptr);
   // The most index changes that one transaction may make.
   uint64_t changes_max();
 
@@ -114,9 +115,14 @@ class Store final : public MetadataIo {
   Status append_staged(RecordBatch& batch, std::vector<RecordPlace>& places);
   // All records appended before the call are on stable storage when it returns. Errors: FAILED.
   Status sync_journal();
-  // Appends and syncs an APPLIED record: staged records of `chunks` up to `upto` are in place and
-  // synced. Errors: NO_SPACE (a checkpoint makes room), FAILED.
-  Status commit_applied(const std::vector<ChunkIndex>& chunks, Sequence upto);
+  // Staged records of `chunks` up to `upto` are in place and synced.
+  struct Applied {
+    Sequence upto = 0;
+    std::vector<ChunkIndex> chunks;
+  };
+  // Appends and syncs an APPLIED record of each. Errors: NO_SPACE (a checkpoint makes room),
+  // FAILED.
+  Status commit_applied(std::span<const Applied> groups);
   // `oldest` is asked under the append lock at each checkpoint: the oldest staged record that is
   // not applied. `relieve` has staged writes applied, where the journal is too full for a
   // transaction.

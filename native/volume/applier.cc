@@ -70,8 +70,9 @@ Result<bool> VolumeImpl::apply_round(bool all) {
   // Who saw such a chunk before it was staged, and writes it in place, has left by then; nobody
   // comes after it. Else that write might land on what is applied, behind the table's back.
   writers_.synchronize();
-  Sequence upto = 0;
-  std::vector<ChunkIndex> chunks;
+  // Of each generation apart: what is staged above a chunk comes after all of an older generation,
+  // but not after all of its own.
+  std::map<Generation, Store::Applied> groups;
   Status no_space;
   for (StagedTable::Content& content : contents) {
     Status status = put_in_place(content);
@@ -85,8 +86,9 @@ Result<bool> VolumeImpl::apply_round(bool all) {
       fail(status, false);
       return store_->failure();
     }
-    upto = std::max(upto, content.last);
-    chunks.push_back(content.chunk);
+    Store::Applied& group = groups[content.generation];
+    group.upto = std::max(group.upto, content.last);
+    group.chunks.push_back(content.chunk);
   }
   if (no_space.ok() == origin_full_told_) {
     origin_full_told_ = !no_space.ok();
@@ -97,26 +99,33 @@ Result<bool> VolumeImpl::apply_round(bool all) {
                "store until there is: make room on its file system",
            Code::NO_SPACE);
   }
-  if (chunks.empty()) return no_space;
+  if (groups.empty()) return no_space;
   std::erase_if(contents, [](const StagedTable::Content& one) { return one.pieces.empty(); });
   if (Status status = origin_.sync(); !status.ok()) {
     fail(status, true);
     return store_->failure();
   }
   staged_->set_in_place(contents);
-  Status status = store_->commit_applied(chunks, upto);
+  std::vector<Store::Applied> applied;
+  for (auto& [generation, group] : groups) applied.push_back(std::move(group));
+  Status status = store_->commit_applied(applied);
   if (status.code() == Code::NO_SPACE) {
     // The tail moves past what is in place, and makes room, unless older writes are still owed.
     status = store_->checkpoint();
-    if (status.ok()) status = store_->commit_applied(chunks, upto);
+    if (status.ok()) status = store_->commit_applied(applied);
     if (status.code() == Code::NO_SPACE) return status;
   }
   if (!status.ok()) {
     fail(status, false);
     return store_->failure();
   }
-  const std::vector<ChunkIndex> left = staged_->applied(contents);
-  counters_.applied.fetch_add(left.size(), std::memory_order_relaxed);
+  size_t promoted = 0;
+  const std::vector<ChunkIndex> left = staged_->applied(contents, &promoted);
+  counters_.applied.fetch_add(left.size() + promoted, std::memory_order_relaxed);
+  if (promoted > 0) {
+    MutexLock lock(pending_mutex_);
+    pending_wake_.notify_one();
+  }
   release_applied(left, Status());
   if (!no_space.ok()) return no_space;
   return true;

@@ -52,6 +52,7 @@ VolumeImpl::Attempt VolumeImpl::attempt_write(IoRequest& request) {
     const ChunkIndex last = chunk_of(offset + length - 1);
     Status status;
     bool done = false;
+    bool waits_for_open = false;
     std::shared_ptr<GenerationState> park_state;
     {
       Sections::Guard guard(writers_);
@@ -68,9 +69,10 @@ VolumeImpl::Attempt VolumeImpl::attempt_write(IoRequest& request) {
         for (ChunkIndex chunk = first; chunk <= last && in_place; chunk++)
           in_place = !staged_->has(chunk);
         if (request.op == IoOp::WRITE && (!in_place || sync_mode_)) {
-          Result<bool> staged = stage(request, state, offset, length);
+          Result<Staged> staged = stage(request, state, offset, length);
           if (!staged.ok()) return after_write(request, staged.status());
-          done = staged.value();
+          done = staged.value() == Staged::YES;
+          waits_for_open = !in_place && staged.value() == Staged::LATER;
         }
         if (!done && in_place) {
           for (ChunkIndex chunk = first; chunk <= last; chunk++)
@@ -91,7 +93,9 @@ VolumeImpl::Attempt VolumeImpl::attempt_write(IoRequest& request) {
     if (request.fast_zero)
       return after_write(request, Status(Code::NOT_SUPPORTED, "zeroing needs a copy-out first"));
     park_state = generation_state();
-    if (park(request, *park_state, offset, length)) return Attempt::PARKED;
+    if (waits_for_open ? park_till_open(request, *park_state)
+                       : park(request, *park_state, offset, length))
+      return Attempt::PARKED;
   }
   return after_write(request, Status());
 }
@@ -164,6 +168,26 @@ bool VolumeImpl::park(IoRequest& request, GenerationState& state, uint64_t offse
   lock.unlock();
   if (applies) wake_applier();
   return true;
+}
+
+// Till the record of the snapshot that the request came after is in the journal: that is a matter
+// of the writers before it, where its chunk's copy-out would be one of whole rounds. False: it is.
+bool VolumeImpl::park_till_open(IoRequest& request, const GenerationState& state) {
+  MutexLock lock(pending_mutex_);
+  if (state.open.load(std::memory_order_acquire) || store_->failed()) return false;
+  opening_.push_back(&request);
+  counters_.parked.fetch_add(1, std::memory_order_relaxed);
+  return true;
+}
+
+// After the generation has been opened, or the volume has failed.
+void VolumeImpl::release_opened() {
+  std::vector<IoRequest*> ready;
+  {
+    MutexLock lock(pending_mutex_);
+    ready.swap(opening_);
+  }
+  for (IoRequest* request : ready) pool_->run([this, request] { resume(*request); });
 }
 
 // On a pool thread, when the last chunk that a parked request waited for is done.

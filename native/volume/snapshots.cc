@@ -107,9 +107,16 @@ Result<Snapshot> VolumeImpl::begin_snapshot(Snapshot snapshot) {
   writers_.synchronize();  // W7; nobody uses `former` inside a section any more
 
   transaction.batch.add_struct(format::RecordKind::SNAPSHOT, snapshot.to_disk());
-  CSNAP_TRY(store_->commit(transaction));
+  // Not after the sync: what is staged behind the record has no other fate than the record.
+  Status status = store_->commit(transaction, [&] {
+    next->open.store(true, std::memory_order_release);
+    release_opened();
+  });
+  if (!status.ok()) {
+    release_opened();
+    return status;
+  }
   store_->apply_snapshot(snapshot);
-  next->open.store(true, std::memory_order_release);
   return snapshot;
 }
 

@@ -24,49 +24,74 @@ std::shared_ptr<StagedTable::Page> StagedTable::make_page(const Page* like) {
               : std::allocate_shared<Page>(allocator);
 }
 
-bool StagedTable::may_put(ChunkIndex chunk, Generation generation, bool& fresh) {
+StagedTable::Below StagedTable::below(ChunkIndex index, Generation generation) {
   MutexLock lock(mutex_);
-  const auto at = chunks_.find(chunk);
-  fresh = at == chunks_.end();
-  return fresh || (at->second.generation == generation && !at->second.awaited);
+  const auto at = chunks_.find(index);
+  if (at == chunks_.end()) return Below::NOTHING;
+  const Chunk* top = &at->second;
+  if (top->awaited) return Below::WAITS;
+  while (top->above != nullptr) top = top->above.get();
+  if (top->generation > generation) return Below::WAITS;
+  return top->generation == generation ? Below::SAME : Below::OLDER;
 }
 
-bool StagedTable::put(ChunkIndex index, Generation generation, uint64_t start,
-                      const std::byte* data, uint64_t length, RecordPlace place, bool copied,
-                      BlockNumber reserved) {
+// The first of its generation.
+void StagedTable::begin(Chunk& chunk, ChunkIndex index, Generation generation, RecordPlace place,
+                        BlockNumber reserved) {
+  chunk.generation = generation;
+  chunk.first = place;
+  chunk.reserved = reserved != 0;
+  if (chunk.reserved) reserved_.push_back(reserved);
+  by_position_.emplace_hint(by_position_.end(), place.position, place.sequence);
+  if (chunk.copied) return;
+  chunk.owed_position = place.position;
+  owed_in_order_.push_back({place.position, index});
+}
+
+StagedTable::Put StagedTable::put(ChunkIndex index, Generation generation, uint64_t start,
+                                  const std::byte* data, uint64_t length, RecordPlace place,
+                                  bool copied, BlockNumber reserved) {
   CSNAP_ASSERT(start % kSectorBytes == 0 && length % kSectorBytes == 0 && length > 0);
   CSNAP_ASSERT(start + length <= chunk_bytes_);
   MutexLock lock(mutex_);
-  bool first_owed = false;
+  Put done;
   const auto [at, fresh] = chunks_.try_emplace(index, chunk_bytes_ / kPageBytes, &entries_);
-  Chunk& chunk = at->second;
+  Chunk* chunk = &at->second;
   if (fresh) {
-    chunk.generation = generation;
-    chunk.first = place;
-    chunk.copied = copied;
-    chunk.reserved = reserved != 0;
-    if (chunk.reserved) reserved_.push_back(reserved);
-    by_position_.emplace_hint(by_position_.end(), place.position, index);
+    chunk->copied = copied;
+    begin(*chunk, index, generation, place, reserved);
+    done.took_reserved = chunk->reserved;
     if (copied) {
-      copied_.emplace(index, &chunk);
+      copied_.emplace(index, chunk);
     } else {
       owed_.insert(index);
-      first_owed = owed_count_.fetch_add(1, std::memory_order_release) == 0;
-      chunk.owed_position = place.position;
-      owed_in_order_.push_back({place.position, index});
+      done.owes_first = owed_count_.fetch_add(1, std::memory_order_release) == 0;
     }
     bits_.set(index);
     count_.fetch_add(1, std::memory_order_release);
   }
-  if (chunk.in_place) {
-    chunk.in_place = false;
-    chunk.first = place;
-    by_position_.emplace_hint(by_position_.end(), place.position, index);
+  while (chunk->generation != generation) {
+    CSNAP_ASSERT(chunk->generation < generation);  // T1
+    if (chunk->above == nullptr) {
+      chunk->above = std::make_unique<Chunk>(chunk_bytes_ / kPageBytes, &entries_);
+      begin(*chunk->above, index, generation, place, reserved);
+      done.took_reserved = chunk->above->reserved;
+    }
+    chunk = chunk->above.get();
   }
-  CSNAP_ASSERT(chunk.generation == generation);  // T1
-  CSNAP_ASSERT(place.sequence >= chunk.last);    // T3
-  chunk.last = place.sequence;
-  if (!chunk.since_taken) chunk.since_taken = place;
+  if (chunk->in_place) {
+    chunk->in_place = false;
+    chunk->first = place;
+    by_position_.emplace_hint(by_position_.end(), place.position, place.sequence);
+  }
+  CSNAP_ASSERT(place.sequence >= chunk->last);  // T3
+  chunk->last = place.sequence;
+  if (!chunk->since_taken) chunk->since_taken = place;
+  write(*chunk, start, data, length);
+  return done;
+}
+
+void StagedTable::write(Chunk& chunk, uint64_t start, const std::byte* data, uint64_t length) {
   for (uint64_t done = 0; done < length;) {
     const uint64_t within = (start + done) % kPageBytes;
     const uint64_t now = std::min(length - done, kPageBytes - within);
@@ -83,7 +108,6 @@ bool StagedTable::put(ChunkIndex index, Generation generation, uint64_t start,
     page.mask |= static_cast<uint8_t>(((1u << sectors) - 1) << (within / kSectorBytes));
     done += now;
   }
-  return first_owed;
 }
 
 void StagedTable::collect(Chunk& chunk, uint64_t from, uint64_t upto, uint64_t base,
@@ -121,11 +145,12 @@ std::vector<StagedTable::Piece> StagedTable::take(uint64_t offset, uint64_t leng
   for (ChunkIndex index = offset / chunk_bytes_; index <= last; index++) {
     if (!bits_.test(index)) continue;
     const auto at = chunks_.find(index);
-    if (at == chunks_.end() || at->second.generation > upto) continue;
+    if (at == chunks_.end()) continue;
     const uint64_t base = index * chunk_bytes_;
     const uint64_t from = std::max(offset, base) - base;
     const uint64_t end = std::min(offset + length, base + chunk_bytes_) - base;
-    collect(at->second, from, end, offset - base, pieces);
+    for (Chunk* layer = &at->second; layer != nullptr; layer = layer->above.get())
+      if (layer->generation <= upto) collect(*layer, from, end, offset - base, pieces);
   }
   return pieces;
 }
@@ -161,6 +186,16 @@ std::vector<ChunkIndex> StagedTable::owed_from(ChunkIndex from, size_t limit) {
 bool StagedTable::is_owed(const OwedEntry& entry) const {
   const auto at = chunks_.find(entry.chunk);
   return at != chunks_.end() && !at->second.copied && at->second.owed_position == entry.position;
+}
+
+// Of those that is_owed() is not true of yet, too.
+bool StagedTable::will_be_owed(const OwedEntry& entry) const {
+  if (is_owed(entry)) return true;
+  const auto at = chunks_.find(entry.chunk);
+  if (at == chunks_.end()) return false;
+  for (const Chunk* layer = at->second.above.get(); layer != nullptr; layer = layer->above.get())
+    if (layer->owed_position == entry.position) return true;
+  return false;
 }
 
 std::vector<ChunkIndex> StagedTable::oldest_owed(size_t limit) {
@@ -211,7 +246,8 @@ std::vector<BlockNumber> StagedTable::set_copied(std::span<const ChunkIndex> chu
     reserved_.pop_back();
   }
   owed_count_.fetch_sub(chunks.size(), std::memory_order_release);
-  while (!owed_in_order_.empty() && !is_owed(owed_in_order_.front())) owed_in_order_.pop_front();
+  while (!owed_in_order_.empty() && !will_be_owed(owed_in_order_.front()))
+    owed_in_order_.pop_front();
   return left;
 }
 
@@ -226,7 +262,7 @@ std::vector<StagedTable::Content> StagedTable::applicable(uint64_t limit_bytes, 
     if (bytes >= limit_bytes) break;
     Chunk& chunk = *pointer;
     if (!all && !chunk.awaited) continue;
-    Content& content = found.emplace_back(Content{index, chunk.last, {}});
+    Content& content = found.emplace_back(Content{index, chunk.last, {}, chunk.generation});
     chunk.since_taken.reset();
     collect(chunk, 0, chunk_bytes_, 0, content.pieces);
     for (const Piece& piece : content.pieces) bytes += piece.length;
@@ -251,33 +287,43 @@ void StagedTable::set_in_place(const Content& content) {
   // Of a chunk that is written all the time the tail must get on, too.
   CSNAP_ASSERT(chunk.since_taken && chunk.since_taken->sequence > content.last);
   chunk.first = *chunk.since_taken;
-  by_position_[chunk.first.position] = content.chunk;
+  by_position_[chunk.first.position] = chunk.first.sequence;
 }
 
-std::vector<ChunkIndex> StagedTable::applied(std::span<const Content> contents) {
+std::vector<ChunkIndex> StagedTable::applied(std::span<const Content> contents, size_t* promoted) {
   std::vector<ChunkIndex> left;
   MutexLock lock(mutex_);
-  for (const Content& content : contents)
-    if (applied(content)) left.push_back(content.chunk);
+  for (const Content& content : contents) {
+    const Applied what = applied(content);
+    if (what == Applied::LEFT) left.push_back(content.chunk);
+    if (what == Applied::PROMOTED && promoted != nullptr) ++*promoted;
+  }
   return left;
 }
 
-// True: it left.
-bool StagedTable::applied(const Content& content) {
+StagedTable::Applied StagedTable::applied(const Content& content) {
   const auto at = chunks_.find(content.chunk);
   CSNAP_ASSERT(at != chunks_.end() && at->second.copied);
   Chunk& chunk = at->second;
   CSNAP_ASSERT(chunk.last >= content.last);
-  if (chunk.last != content.last) return false;
+  if (chunk.last != content.last) return Applied::STAYED;
   if (!chunk.in_place) by_position_.erase(chunk.first.position);
-  if (chunk.awaited) awaited_.fetch_sub(1, std::memory_order_release);
   for (const PageSlot& slot : chunk.pages)
     if (slot.page) bytes_.fetch_sub(kPageBytes, std::memory_order_relaxed);
   copied_.erase(content.chunk);
+  if (chunk.above != nullptr) {
+    const std::unique_ptr<Chunk> above = std::move(chunk.above);
+    above->awaited = chunk.awaited;
+    chunk = std::move(*above);
+    owed_.insert(content.chunk);
+    owed_count_.fetch_add(1, std::memory_order_release);
+    return Applied::PROMOTED;
+  }
+  if (chunk.awaited) awaited_.fetch_sub(1, std::memory_order_release);
   chunks_.erase(at);
   bits_.clear(content.chunk);
   count_.fetch_sub(1, std::memory_order_release);
-  return true;
+  return Applied::LEFT;
 }
 
 bool StagedTable::wait_for(ChunkIndex index) {
@@ -295,7 +341,7 @@ bool StagedTable::wait_for(ChunkIndex index) {
 std::optional<RecordPlace> StagedTable::oldest() {
   MutexLock lock(mutex_);
   if (by_position_.empty()) return std::nullopt;
-  return chunks_.at(by_position_.begin()->second).first;
+  return RecordPlace{by_position_.begin()->first, by_position_.begin()->second};
 }
 
 std::vector<ChunkIndex> StagedTable::find(ChunkIndex first, uint64_t count, Generation after,
@@ -304,7 +350,11 @@ std::vector<ChunkIndex> StagedTable::find(ChunkIndex first, uint64_t count, Gene
   if (!any()) return found;
   MutexLock lock(mutex_);
   const auto add = [&](Chunks::const_reference one) {
-    if (one.second.generation > after && one.second.generation <= upto) found.push_back(one.first);
+    for (const Chunk* layer = &one.second; layer != nullptr; layer = layer->above.get()) {
+      if (layer->generation <= after || layer->generation > upto) continue;
+      found.push_back(one.first);
+      return;
+    }
   };
   if (count > chunks_.size()) {
     for (const auto& one : chunks_)

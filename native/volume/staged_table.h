@@ -3,7 +3,10 @@
 // takes it from here to the origin.
 //
 // Invariants
-//  T1  All that is staged of a chunk is of one generation.
+//  T1  What is staged of a chunk lies in layers, one a generation, the younger above: a snapshot
+//  must
+//      not make writers wait for what was staged before it. A layer is neither copied out for nor
+//      applied until all below it have left.
 //  T2  A chunk leaves only when a durable record says that everything staged of it is in place, so
 //      that no replay can undo a later write in place. Until then every write to it is staged.
 //  T3  Order of put() is order of the journal: callers hold the store's append lock.
@@ -53,11 +56,13 @@ class StagedTable {
     const std::byte* data;
     std::shared_ptr<const Page> page;  // keeps the data
   };
-  // All that is staged of a chunk, to be put in place. Pieces are from its start on, in order.
+  // All of a chunk's lowest layer, to be put in place. Pieces are from its
+  // start on, in order.
   struct Content {
     ChunkIndex chunk = 0;
     Sequence last = 0;  // of its records
     std::vector<Piece> pieces;
+    Generation generation = 0;
   };
   // What the copy-out of a chunk needs to know.
   struct Owed {
@@ -76,14 +81,24 @@ class StagedTable {
   uint64_t count() const { return count_.load(std::memory_order_relaxed); }
   uint64_t bytes() const { return bytes_.load(std::memory_order_relaxed); }
 
-  // Whether a write of `generation` may be staged to the chunk now (T1, T4); `fresh`: it would be
-  // the first. Stays true while the append lock is held, but `fresh`: a chunk may leave meanwhile.
-  bool may_put(ChunkIndex chunk, Generation generation, bool& fresh);
-  // Sectors of one chunk. `copied`: its exception is durable, or it is owed to nobody; else
-  // `reserved` is the store chunk for it (both of a fresh chunk only). True: this one has to
-  // be copied out now, and no other had to be.
-  bool put(ChunkIndex chunk, Generation generation, uint64_t start, const std::byte* data,
-           uint64_t length, RecordPlace place, bool copied, BlockNumber reserved);
+  // What a write would find of its chunk.
+  enum class Below {
+    NOTHING,
+    OLDER,  // of older generations only
+    SAME,   // of its generation
+    WAITS,  // it may not be staged (T4), or never (a generation that is younger is)
+  };
+  // Under the append lock a chunk may still leave, but nothing is staged that WAITS would be for.
+  Below below(ChunkIndex chunk, Generation generation);
+  struct Put {
+    bool owes_first = false;  // this one has to be copied out now, and no other had to be
+    bool took_reserved = false;
+  };
+  // Sectors of one chunk. `copied`: its exception is durable, or it is owed to nobody, and nothing
+  // older is staged; else `reserved` is the store chunk for it. Neither counts but for the first of
+  // a generation.
+  Put put(ChunkIndex chunk, Generation generation, uint64_t start, const std::byte* data,
+          uint64_t length, RecordPlace place, bool copied, BlockNumber reserved);
 
   // What is staged of [offset, offset + length) of the volume, of generations up to `upto`, for
   // overlay(). Empty: nothing.
@@ -115,8 +130,9 @@ class StagedTable {
   // more, but the chunks stay until applied(). Later records are.
   void set_in_place(std::span<const Content> contents);
   // No replay will meet what was staged up to `last` again (T2): the chunks leave unless more was
-  // staged since. Returns those that left.
-  std::vector<ChunkIndex> applied(std::span<const Content> contents);
+  // staged since. Returns those that left; with `promoted`, how many of the others are owed now, as
+  // their lowest layer has left.
+  std::vector<ChunkIndex> applied(std::span<const Content> contents, size_t* promoted = nullptr);
   // T4. False: not staged.
   bool wait_for(ChunkIndex chunk);
   bool awaited() const { return awaited_.load(std::memory_order_acquire) != 0; }
@@ -132,6 +148,7 @@ class StagedTable {
     std::shared_ptr<Page> page;
     bool handed_out = false;  // T6
   };
+  // A layer of it; chunks_ holds the lowest.
   struct Chunk {
     Chunk(size_t page_count, std::pmr::memory_resource* memory) : pages(page_count, memory) {}
     Generation generation = 0;
@@ -145,6 +162,7 @@ class StagedTable {
     bool reserved = false;       // T5
     uint64_t owed_position = 0;  // in owed_in_order_
     std::pmr::vector<PageSlot> pages;
+    std::unique_ptr<Chunk> above;  // T1; never `copied`, and `awaited` is the lowest's
   };
   using Chunks = std::pmr::unordered_map<ChunkIndex, Chunk>;
   struct OwedEntry {
@@ -154,8 +172,13 @@ class StagedTable {
 
   std::shared_ptr<Page> make_page(const Page* like);
   bool is_owed(const OwedEntry& entry) const;
+  bool will_be_owed(const OwedEntry& entry) const;
+  void begin(Chunk& chunk, ChunkIndex index, Generation generation, RecordPlace place,
+             BlockNumber reserved);
+  void write(Chunk& chunk, uint64_t start, const std::byte* data, uint64_t length);
   void set_in_place(const Content& content);
-  bool applied(const Content& content);
+  enum class Applied { STAYED, LEFT, PROMOTED };
+  Applied applied(const Content& content);
   // Adds what is staged within [from, upto) of a chunk; `at` of its start is `base`.
   static void collect(Chunk& chunk, uint64_t from, uint64_t upto, uint64_t base,
                       std::vector<Piece>& pieces);
@@ -177,9 +200,10 @@ class StagedTable {
   // Each is in one of these two: to be copied out, or copied, so that it may be applied.
   std::pmr::set<ChunkIndex> owed_{&entries_};
   std::pmr::map<ChunkIndex, Chunk*> copied_{&entries_};
-  // By position: who is oldest. An entry belongs to the chunk whose `first` it is.
-  std::pmr::map<uint64_t, ChunkIndex> by_position_{&entries_};
-  // Who may have to be copied out, oldest first. Some are done, but not the first.
+  // The `first` of each layer, by position.
+  std::pmr::map<uint64_t, Sequence> by_position_{&entries_};
+  // Who may have to be copied out, now or when what is below has left, oldest first. Some are done,
+  // but not the first.
   std::deque<OwedEntry> owed_in_order_;
   std::deque<BlockNumber> reserved_;  // T5; oldest first, as the space map hands out neighbours
 };

@@ -54,10 +54,7 @@ bool applied(StagedTable& staged, ChunkIndex chunk, Sequence last) {
   return staged.applied(Contents{{chunk, last, {}}}) == Chunks{chunk};
 }
 
-bool may_put(StagedTable& staged, ChunkIndex chunk, Generation generation) {
-  bool fresh = false;
-  return staged.may_put(chunk, generation, fresh);
-}
+using Below = StagedTable::Below;
 
 TEST_CASE("staged table: a read finds the newest of each sector, and only what its view may see") {
   Table table;
@@ -79,21 +76,102 @@ TEST_CASE("staged table: a read finds the newest of each sector, and only what i
   CHECK(table.staged.find(2, kChunks, 0, 9).empty());
 }
 
-TEST_CASE("staged table: a chunk takes writes of one generation, and none once it is waited for") {
+TEST_CASE("staged table: a chunk takes writes of any generation, and none once it is waited for") {
   Table table;
-  CHECK(may_put(table.staged, 3, 5));
+  CHECK(table.staged.below(3, 5) == Below::NOTHING);
   table.put(3, 0, 1, 'a', 5);
-  CHECK(may_put(table.staged, 3, 5));
-  CHECK_FALSE(may_put(table.staged, 3, 6));
+  CHECK(table.staged.below(3, 5) == Below::SAME);
+  CHECK(table.staged.below(3, 6) == Below::OLDER);
+  CHECK(table.staged.below(3, 4) == Below::WAITS);
+  table.put(3, 0, 1, 'b', 6, false);
+  CHECK(table.staged.below(3, 6) == Below::SAME);
+  CHECK(table.staged.below(3, 7) == Below::OLDER);
+  CHECK(table.staged.below(3, 5) == Below::WAITS);
   CHECK_FALSE(table.staged.wait_for(4));
   CHECK_FALSE(table.staged.awaited());
   CHECK(table.staged.wait_for(3));
   CHECK(table.staged.wait_for(3));
   CHECK(table.staged.awaited());
-  CHECK_FALSE(may_put(table.staged, 3, 5));
-  CHECK(applied(table.staged, 3, table.sequence));
+  CHECK(table.staged.below(3, 5) == Below::WAITS);
+  CHECK(table.staged.below(3, 6) == Below::WAITS);
+  // Who waits does so until both have left.
+  CHECK_FALSE(applied(table.staged, 3, 1));
+  CHECK(table.staged.awaited());
+  CHECK(table.staged.below(3, 6) == Below::WAITS);
+  CHECK(table.staged.set_copied(Chunks{3}).empty());
+  CHECK(applied(table.staged, 3, 2));
   CHECK_FALSE(table.staged.awaited());
-  CHECK(may_put(table.staged, 3, 6));
+  CHECK(table.staged.below(3, 7) == Below::NOTHING);
+}
+
+TEST_CASE("staged table: what is staged above is owed and applied when the older has left (T1)") {
+  Table table;
+  table.put(2, 0, 3, 'a', 5, false, 80);
+  table.put(4, 0, 1, 'x', 5);
+  table.put(2, 1, 1, 'b', 6, false, 84);
+  table.put(4, 1, 1, 'y', 5);
+  CHECK(table.staged.count() == 2);
+  CHECK(table.staged.bytes() == 3 * StagedTable::kPageBytes);
+  // A view sees its own generation's and what is older.
+  CHECK(table.read(64, 4) == "aba.");
+  CHECK(table.read(64, 4, 5) == "aaa.");
+  CHECK(table.read(64, 4, 4) == "....");
+  CHECK(table.staged.find(0, kChunks, 5, 6) == Chunks{2});
+  CHECK(table.staged.find(2, 1, 4, 5) == Chunks{2});
+  CHECK(table.staged.find(2, 1, 5, 6) == Chunks{2});
+  CHECK(table.staged.find(0, kChunks, 6, 9).empty());
+  // Only the older is owed, and first in the order of records.
+  CHECK(table.staged.owed_count() == 1);
+  CHECK(table.staged.owed(Chunks{2})[0]->generation == 5);
+  CHECK(table.staged.oldest_owed(9) == Chunks{2});
+  CHECK(table.staged.take_reserved(Chunks{2}) == Blocks{80});
+  CHECK(table.staged.set_copied(Chunks{2}).empty());
+  CHECK(table.staged.owed_count() == 0);
+  CHECK(table.staged.oldest_owed(9).empty());
+  Contents contents = table.staged.applicable(~uint64_t{0}, true);
+  REQUIRE(contents.size() == 2);
+  CHECK(contents[0].generation == 5);
+  CHECK(contents[0].last == 1);
+  REQUIRE(contents[0].pieces.size() == 1);
+  CHECK(contents[0].pieces[0].length == 3 * kSectorBytes);
+  CHECK(contents[0].pieces[0].data[kSectorBytes] == std::byte{'a'});
+  table.staged.set_in_place(contents);
+  CHECK(table.staged.oldest()->sequence == 3);
+  size_t promoted = 0;
+  CHECK(table.staged.applied(contents, &promoted) == Chunks{4});
+  CHECK(promoted == 1);
+  // Now it is the chunk's only content, and owed.
+  CHECK(table.staged.has(2));
+  CHECK(table.read(64, 4) == ".b..");
+  CHECK(table.staged.oldest()->sequence == 3);
+  CHECK(table.staged.applicable(~uint64_t{0}, true).empty());
+  CHECK(table.staged.owed_count() == 1);
+  CHECK(table.staged.owed_from(0, 9) == Chunks{2});
+  CHECK(table.staged.oldest_owed(9) == Chunks{2});
+  CHECK(table.staged.owed(Chunks{2})[0]->generation == 6);
+  CHECK(table.staged.set_copied(Chunks{2}) == Blocks{84});
+  // A third layer, and a fourth, come while the second is on its way.
+  contents = table.staged.applicable(~uint64_t{0}, true);
+  table.put(2, 2, 1, 'c', 8, false);
+  table.put(2, 3, 1, 'd', 9, false);
+  CHECK(table.read(64, 4) == ".bcd");
+  CHECK(table.read(64, 4, 8) == ".bc.");
+  CHECK(table.staged.find(0, kChunks, 8, 9) == Chunks{2});
+  REQUIRE(contents.size() == 1);
+  CHECK(contents[0].generation == 6);
+  CHECK_FALSE(applied(table.staged, 2, contents[0].last));
+  for (const Generation generation : {8, 9}) {
+    CHECK(table.staged.oldest_owed(9) == Chunks{2});
+    CHECK(table.staged.owed(Chunks{2})[0]->generation == generation);
+    CHECK(table.staged.set_copied(Chunks{2}).empty());
+    contents = table.staged.applicable(~uint64_t{0}, true);
+    REQUIRE(contents.size() == 1);
+    CHECK(contents[0].generation == generation);
+    CHECK(applied(table.staged, 2, contents[0].last) == (generation == 9));
+  }
+  CHECK_FALSE(table.staged.any());
+  CHECK_FALSE(table.staged.oldest());
+  CHECK(table.staged.bytes() == 0);
 }
 
 TEST_CASE("staged table: nothing is applied before it is copied out") {

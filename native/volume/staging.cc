@@ -69,25 +69,26 @@ void VolumeImpl::leave_desk(std::unique_ptr<StagingDesk> desk) {
   desks_.push_back(std::move(desk));
 }
 
-// Inside the writer section of `state`. False: the write has to wait for its chunks instead, or
-// goes in place; nothing has happened. Errors: the origin's, NO_SPACE for a hole of it; FAILED.
-Result<bool> VolumeImpl::stage(const IoRequest& request, GenerationState& state, uint64_t offset,
-                               uint64_t length) {
+// Inside the writer section of `state`. NO: the write has to wait for its chunks instead, or goes
+// in place. Unless YES nothing has happened. Errors: the origin's, NO_SPACE for a hole of it;
+// FAILED.
+Result<VolumeImpl::Staged> VolumeImpl::stage(const IoRequest& request, GenerationState& state,
+                                             uint64_t offset, uint64_t length) {
   std::unique_ptr<StagingDesk> desk = take_desk();
-  Result<bool> staged = stage(request, state, offset, length, *desk);
+  Result<Staged> staged = stage(request, state, offset, length, *desk);
   leave_desk(std::move(desk));
   return staged;
 }
 
-Result<bool> VolumeImpl::stage(const IoRequest& request, GenerationState& state, uint64_t offset,
-                               uint64_t length, StagingDesk& desk) {
+Result<VolumeImpl::Staged> VolumeImpl::stage(const IoRequest& request, GenerationState& state,
+                                             uint64_t offset, uint64_t length, StagingDesk& desk) {
   using Part = StagingDesk::Part;
-  if (!state.open.load(std::memory_order_acquire)) return false;  // W7
   if (offset % kSectorBytes != 0 || length % kSectorBytes != 0 || length >= chunk_bytes_)
-    return false;
+    return Staged::NO;
+  if (!state.open.load(std::memory_order_acquire)) return Staged::LATER;  // W7
   if (staged_->bytes() >= staged_limit_bytes() ||
       staged_->owed_count() * chunk_bytes_ >= kOwedFactor * staged_limit_bytes())
-    return false;
+    return Staged::NO;
   std::vector<Part>& parts = desk.parts;
   const auto give_back = [&] {
     for (const Part& part : parts)
@@ -102,12 +103,16 @@ Result<bool> VolumeImpl::stage(const IoRequest& request, GenerationState& state,
       give_back();
       return status;
     }
-    if (!part.copied && !staged_->has(part.chunk)) {
+    StagedTable::Below below = StagedTable::Below::NOTHING;
+    if (staged_->has(part.chunk)) below = staged_->below(part.chunk, state.generation);
+    // What lies below belongs to a snapshot, whatever this one's chunk looks like when it is gone.
+    if (below == StagedTable::Below::OLDER) part.copied = false;
+    if (!part.copied && below != StagedTable::Below::SAME) {
       // Its copy-out must not fail for want of space once the write is acknowledged.
       Result<BlockNumber> block = store_->allocate_chunk();
       if (!block.ok()) {
         give_back();
-        return false;
+        return Staged::NO;
       }
       part.reserved = block.value();
     }
@@ -134,11 +139,20 @@ Result<bool> VolumeImpl::stage(const IoRequest& request, GenerationState& state,
   {
     MutexLock append = store_->append_lock();
     bool may = true;
-    for (Part& part : parts) {
-      bool fresh = false;
-      may = may && staged_->may_put(part.chunk, state.generation, fresh);
-      // Applied between the look above and here: what it needs is not known any more.
-      if (fresh && !part.copied && part.reserved == 0) may = false;
+    for (const Part& part : parts) {
+      switch (staged_->below(part.chunk, state.generation)) {
+        case StagedTable::Below::NOTHING:
+          // If it was applied between the look above and here, what it needs is not known any more.
+          may = may && (part.copied || part.reserved != 0);
+          break;
+        case StagedTable::Below::OLDER:
+          CSNAP_ASSERT(!part.copied);
+          break;
+        case StagedTable::Below::SAME:
+          break;
+        case StagedTable::Below::WAITS:
+          may = false;
+      }
     }
     Status appended =
         may ? store_->append_staged(batch, desk.places) : Status(Code::WOULD_BLOCK, "not now");
@@ -146,17 +160,17 @@ Result<bool> VolumeImpl::stage(const IoRequest& request, GenerationState& state,
       append.unlock();
       give_back();
       if (appended.code() != Code::WOULD_BLOCK) return appended;
-      return false;
+      return Staged::NO;
     }
     data = static_cast<const std::byte*>(request.data) + (offset - request.offset);
     for (size_t i = 0; i < parts.size(); i++) {
       Part& part = parts[i];
-      const bool fresh = !staged_->has(part.chunk);
-      if (staged_->put(part.chunk, state.generation, part.start, data, part.length, desk.places[i],
-                       part.copied, part.reserved))
-        wakes = true;
+      const StagedTable::Put put =
+          staged_->put(part.chunk, state.generation, part.start, data, part.length, desk.places[i],
+                       part.copied, part.reserved);
+      wakes = wakes || put.owes_first;
+      if (put.took_reserved) part.reserved = 0;
       data += part.length;
-      if (fresh) part.reserved = 0;  // the table's now
     }
   }
   give_back();
@@ -166,7 +180,7 @@ Result<bool> VolumeImpl::stage(const IoRequest& request, GenerationState& state,
     pending_wake_.notify_one();
   }
   if (staged_->bytes() * 2 >= staged_limit_bytes()) wake_applier();
-  return true;
+  return Staged::YES;
 }
 
 // What a former term had staged and not applied: served from the table at once, applied behind.
@@ -174,14 +188,14 @@ Status VolumeImpl::load_recovered() {
   for (const RecoveredWrite& write : store_->take_recovered()) {
     const uint64_t offset = write.record.offset;
     const ChunkIndex chunk = chunk_of(offset);
-    bool fresh = false;
+    const StagedTable::Below below = staged_->below(chunk, write.record.generation);
     if (write.record.generation > store_->superblock().generation ||
-        !staged_->may_put(chunk, write.record.generation, fresh))
+        below == StagedTable::Below::WAITS)
       return Status(Code::CORRUPT, store_->device().name() + ": staged write " +
                                        std::to_string(write.place.sequence) +
                                        " is of an impossible generation");
     BlockNumber reserved = 0;
-    if (fresh && !options_.look_only) {
+    if (below != StagedTable::Below::SAME && !options_.look_only) {
       // As when it was staged. Without, its copy-out waits for space.
       Result<BlockNumber> block = store_->allocate_chunk();
       if (block.ok()) reserved = block.value();

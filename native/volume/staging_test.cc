@@ -54,37 +54,37 @@ TEST_CASE("staging: all that a group has to read is asked for before any of it i
     CHECK(rig.blocks(a, chunk * kChunk, 4) == Bytes(4, 1));
 }
 
-TEST_CASE("staging: a snapshot taken meanwhile holds what is staged, and a younger write waits") {
+TEST_CASE(
+    "staging: snapshots taken meanwhile hold what is staged, and nobody waits for that (T1)") {
   for (const auto mode : kModes) {
     Rig rig(mode);
     const auto a = rig.snapshot("a");
     rig.origin.hold(true);
     rig.write(0, kBlock, 2);
     const auto b = rig.snapshot("b");
-    rig.write(kChunk, kBlock, 3);  // staged, as nothing else is of this chunk
-    // Of another generation than what is staged: it waits until that has left.
-    std::atomic<bool> done{false};
-    Thread late;
-    late.start("late", [&] {
-      rig.write(0, kBlock, 5);
-      done = true;
-    });
-    while (rig.volume->info().parked == 0) {
-    }
-    CHECK_FALSE(done);
-    CHECK(rig.now(0, 5) == Bytes{2, 1, 1, 1, 3});
-    CHECK(rig.blocks(a, 0, 5) == Bytes{1, 1, 1, 1, 1});
+    rig.write(kChunk, kBlock, 3);
+    rig.write(0, kBlock, 4);  // above what is staged of this chunk
+    CHECK(rig.now(0, 5) == Bytes{4, 1, 1, 1, 3});
     CHECK(rig.blocks(b, 0, 5) == Bytes{2, 1, 1, 1, 1});
-    CHECK(rig.diff(a->uuid, b->uuid) == std::vector<ChunkIndex>{0});
-    CHECK(rig.diff(b->uuid, Uuid()) == std::vector<ChunkIndex>{1});
-    rig.origin.hold(false);
-    late.join();
+    CHECK(rig.volume->info().parked == 0);
+    const auto c = rig.snapshot("c");
+    rig.write(0, kBlock, 5);  // of a third generation
+    CHECK(rig.volume->info().parked == 0);
+    const auto check_content = [&] {
+      CHECK(rig.blocks(a, 0, 5) == Bytes{1, 1, 1, 1, 1});
+      CHECK(rig.blocks(b, 0, 5) == Bytes{2, 1, 1, 1, 1});
+      CHECK(rig.blocks(c, 0, 5) == Bytes{4, 1, 1, 1, 3});
+      CHECK(rig.diff(a->uuid, b->uuid) == std::vector<ChunkIndex>{0});
+      CHECK(rig.diff(b->uuid, c->uuid) == std::vector<ChunkIndex>{0, 1});
+    };
     CHECK(rig.now(0, 5) == Bytes{5, 1, 1, 1, 3});
-    CHECK(rig.blocks(a, 0, 5) == Bytes{1, 1, 1, 1, 1});
-    CHECK(rig.blocks(b, 0, 5) == Bytes{2, 1, 1, 1, 1});
+    check_content();
+    CHECK(rig.diff(c->uuid, Uuid()) == std::vector<ChunkIndex>{0});
+    rig.origin.hold(false);
     CHECK(rig.volume->checkpoint().ok());
-    CHECK(rig.diff(a->uuid, b->uuid) == std::vector<ChunkIndex>{0});
-    CHECK(rig.diff(b->uuid, Uuid()) == std::vector<ChunkIndex>{0, 1});
+    CHECK(rig.now(0, 5) == Bytes{5, 1, 1, 1, 3});
+    check_content();
+    CHECK(rig.diff(c->uuid, Uuid()) == std::vector<ChunkIndex>{0});
     rig.check_clean();
   }
 }
@@ -124,6 +124,50 @@ TEST_CASE("staging: killed, opened, killed again: what was acknowledged is serve
     CHECK(rig.origin.bytes()[511] == 4);
     CHECK(rig.origin.bytes()[512] == 3);
     CHECK(rig.blocks(rig.volume->open_snapshot(a).take(), 0, 4) == Bytes{1, 1, 1, 1});
+    rig.check_clean();
+  }
+}
+
+TEST_CASE(
+    "staging: killed with two generations of a chunk staged, each is its snapshot's (W6, W8)") {
+  for (const auto mode : kModes) {
+    Image image;
+    Uuid a, b;
+    {
+      Rig rig(mode);
+      a = rig.snapshot("a")->uuid;
+      rig.origin.hold(true);
+      rig.write(0, kBlock, 2);
+      rig.write(kChunk, kBlock, 2);
+      b = rig.snapshot("b")->uuid;
+      rig.write(0, 512, 3);
+      rig.write(2 * kChunk, kBlock, 3);
+      image = rig.image();
+    }
+    const auto check_content = [&](Rig& rig) {
+      Bytes data(kBlock);
+      CHECK(rig.io(IoOp::READ, *rig.volume->open_origin(), 0, data).ok());
+      CHECK(data[511] == 3);
+      CHECK(data[512] == 2);
+      CHECK(rig.now(kChunk, 8) == Bytes{2, 1, 1, 1, 3, 1, 1, 1});
+      CHECK(rig.blocks(rig.volume->open_snapshot(a).take(), 0, 12) == Bytes(12, 1));
+      CHECK(rig.blocks(rig.volume->open_snapshot(b).take(), 0, 12) ==
+            Bytes{2, 1, 1, 1, 2, 1, 1, 1, 1, 1, 1, 1});
+    };
+    for (int round = 0; round < 2; round++) {
+      Rig rig(image, mode);
+      CHECK(rig.volume->info().staged_bytes > 0);
+      check_content(rig);
+      // Goes on top of the younger of the two.
+      rig.write(0, 512, 3);
+      CHECK(rig.volume->info().parked == 0);
+      image = rig.image();
+    }
+    Rig rig(image, mode);
+    rig.origin.hold(false);
+    CHECK(rig.volume->checkpoint().ok());
+    CHECK(rig.volume->info().staged_bytes == 0);
+    check_content(rig);
     rig.check_clean();
   }
 }

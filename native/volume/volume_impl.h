@@ -108,6 +108,8 @@ class VolumeImpl final : public Volume {
   Status trim_piece(GenerationState& state, uint64_t offset, uint64_t length);
   bool learn_copied(GenerationState& state, ChunkIndex first, ChunkIndex last);
   bool park(IoRequest& request, GenerationState& state, uint64_t offset, uint64_t length);
+  bool park_till_open(IoRequest& request, const GenerationState& state);
+  void release_opened();
   void resume(IoRequest& request);
   Attempt after_write(IoRequest& request, Status status);
 
@@ -115,8 +117,13 @@ class VolumeImpl final : public Volume {
   uint64_t staged_limit_bytes() const;
   Status allocate_origin(ChunkIndex chunk, uint64_t start, uint64_t length);
   void forget_allocated(uint64_t offset, uint64_t length);
-  Result<bool> stage(const IoRequest& request, GenerationState& state, uint64_t offset,
-                     uint64_t length);
+  enum class Staged {
+    YES,
+    NO,
+    LATER,  // its generation's beginning is not in the journal yet
+  };
+  Result<Staged> stage(const IoRequest& request, GenerationState& state, uint64_t offset,
+                       uint64_t length);
   // What a staged write needs for a moment, kept for the next one: else half a dozen allocations.
   struct StagingDesk {
     struct Part {
@@ -129,8 +136,8 @@ class VolumeImpl final : public Volume {
     RecordBatch batch;
     std::vector<RecordPlace> places;
   };
-  Result<bool> stage(const IoRequest& request, GenerationState& state, uint64_t offset,
-                     uint64_t length, StagingDesk& desk);
+  Result<Staged> stage(const IoRequest& request, GenerationState& state, uint64_t offset,
+                       uint64_t length, StagingDesk& desk);
   std::unique_ptr<StagingDesk> take_desk();
   void leave_desk(std::unique_ptr<StagingDesk> desk);
   Status load_recovered();
@@ -312,9 +319,10 @@ class VolumeImpl final : public Volume {
   // Parked requests, by chunk. An entry lives until the chunk's waiters are released.
   Mutex pending_mutex_;
   CondVar pending_wake_;
-  CondVar copied_;   // a group of staged chunks was
-  Queues pending_;   // for a copy-out
-  Queues applying_;  // for the chunk to leave the table
+  CondVar copied_;                   // a group of staged chunks was
+  Queues pending_;                   // for a copy-out
+  Queues applying_;                  // for the chunk to leave the table
+  std::vector<IoRequest*> opening_;  // for their generation to be open
   // The committer's own.
   ChunkIndex commit_cursor_ = 0;
   ChunkIndex staged_cursor_ = 0;
