@@ -12,7 +12,8 @@
 //  N3  The thread ends only when no request is under way at the volume, so `view` and the buffers
 //      outlive every use.
 //  N4  Answers wait for no further request: they are sent after every kRepliesPerFlush, and
-//      whenever no whole request is left in the receive buffer.
+//      whenever no whole request is left in the receive buffer. So are small writes submitted,
+//      which are gathered until then.
 //  N5  F2: nothing is submitted while the volume's gate is closed, and no byte of an answer, a
 //      refusal included, is sent then: the connection is cut.
 #pragma once
@@ -80,7 +81,8 @@ class Connection final : private PayloadBudget::Member {
   static constexpr uint64_t kHeldBytesMax = uint64_t{64} << 20;
   static constexpr size_t kRepliesPerFlush = 4;
   static constexpr uint64_t kReplyBytesPerFlush = 64 * 1024;
-  static constexpr uint32_t kLentBytesMin = 128 * 1024;  // below, two copies cost less
+  static constexpr uint32_t kGatheredBytesMax = 16 * 1024;  // of a write
+  static constexpr uint32_t kLentBytesMin = 128 * 1024;     // below, two copies cost less
   static constexpr size_t kExtentsPerReply = 8192;
   static constexpr int kUnixSendBytes = 2 << 20;
   static constexpr int kLingerMs = 1000;
@@ -141,6 +143,9 @@ class Connection final : private PayloadBudget::Member {
   void release_payload(Slot& slot);
   void submit(Slot& slot);
   void submit_io(Slot& slot);
+  void gather(Slot& slot);
+  void submit_gathered();
+  void dispatch_received();
   void submit_block_status(Slot& slot);
   static void io_done(IoRequest& io);
   void completed(Slot& slot);
@@ -167,10 +172,11 @@ class Connection final : private PayloadBudget::Member {
   std::vector<Slot*> free_slots_;
   Slot* receiving_ = nullptr;  // a WRITE (or a refused one) whose payload is on its way
   Phase phase_ = Phase::OPEN;
-  std::string reason_;       // why it ended
-  size_t under_way_ = 0;     // at the volume
-  bool blocked_ = false;     // a header waits for a slot, for bytes or for the budget
-  bool freed_some_ = false;  // of slots or bytes, since dispatch() looked last
+  std::string reason_;                // why it ended
+  size_t under_way_ = 0;              // at the volume
+  std::vector<IoRequest*> gathered_;  // empty but in dispatch()
+  bool blocked_ = false;              // a header waits for a slot, for bytes or for the budget
+  bool freed_some_ = false;           // of slots or bytes, since dispatch() looked last
   bool waits_for_budget_ = false;
   bool readable_ = true;  // the socket may hold more
   size_t begun_since_receive_ = 0;

@@ -59,6 +59,11 @@ void Connection::dispatch() {
   blocked_ = false;
   freed_some_ = false;
   waits_for_budget_ = false;
+  dispatch_received();
+  submit_gathered();
+}
+
+void Connection::dispatch_received() {
   while (phase_ == Phase::OPEN) {
     if (reader_.payload_missing() > 0) return;
     if (receiving_ != nullptr) {
@@ -182,12 +187,36 @@ void Connection::submit_io(Slot& slot) {
   io.owner = &slot;
   io.internal = {};
   // Alone: waiting here spares a hand-over. Answers must not wait with it.
-  const bool alone = under_way_ == 0 && reader_.buffered() == 0;
+  const bool alone = under_way_ == 0 && gathered_.empty() && reader_.buffered() == 0;
+  if (!alone && io.op == IoOp::WRITE && io.length <= kGatheredBytesMax) return gather(slot);
+  submit_gathered();
   if (alone) flush();
   if (volume_.submit(io, alone && outbox_.empty()))
     answer(slot);
   else
     under_way_++;
+}
+
+// Writes that came together cost less together.
+void Connection::gather(Slot& slot) {
+  gathered_.push_back(&slot.io);
+  if (gathered_.size() == kRepliesPerFlush) submit_gathered();
+}
+
+void Connection::submit_gathered() {
+  if (gathered_.empty()) return;
+  if (!admitted()) {
+    for (IoRequest* io : gathered_) release(*static_cast<Slot*>(io->owner));
+    return gathered_.clear();
+  }
+  under_way_ += gathered_.size();
+  const uint64_t done = volume_.submit_writes(gathered_);
+  for (size_t i = 0; i < gathered_.size(); i++) {
+    if ((done >> i & 1) == 0) continue;
+    under_way_--;
+    answer(*static_cast<Slot*>(gathered_[i]->owner));
+  }
+  gathered_.clear();
 }
 
 void Connection::submit_block_status(Slot& slot) {

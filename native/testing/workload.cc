@@ -69,34 +69,92 @@ void Workload::judge_error(const Status& status, const std::string& what) {
   wrong_(what + ": " + status.to_text());
 }
 
-// `replied` runs at the moment of the reply, before anybody else can act on it.
+namespace {
+
+struct Waiter {
+  Mutex mutex;
+  CondVar done;
+  bool finished = false;
+  const std::function<void(const Status&)>* replied = nullptr;
+
+  // `replied` runs at the moment of the reply, before anybody else can act on it.
+  void expect(IoRequest& request) {
+    request.owner = this;
+    request.done = [](IoRequest& finished) {
+      auto* owner = static_cast<Waiter*>(finished.owner);
+      (*owner->replied)(finished.status);
+      MutexLock lock(owner->mutex);
+      owner->finished = true;
+      owner->done.notify_one();
+    };
+  }
+  void wait() {
+    MutexLock lock(mutex);
+    while (!finished) done.wait(lock);
+  }
+};
+
+}  // namespace
+
 Status Workload::perform(Rng& rng, IoRequest& request,
                          const std::function<void(const Status&)>& replied) {
-  struct Waiter {
-    Mutex mutex;
-    CondVar done;
-    bool finished = false;
-    const std::function<void(const Status&)>* replied;
-  } waiter;
+  Waiter waiter;
   waiter.replied = &replied;
-  request.owner = &waiter;
-  request.done = [](IoRequest& finished) {
-    auto* owner = static_cast<Waiter*>(finished.owner);
-    (*owner->replied)(finished.status);
-    MutexLock lock(owner->mutex);
-    owner->finished = true;
-    owner->done.notify_one();
-  };
-  if (volume_.submit(request, rng.coin())) {
+  waiter.expect(request);
+  if (volume_.submit(request, rng.coin()))
     replied(request.status);
-    return request.status;
-  }
-  MutexLock lock(waiter.mutex);
-  while (!waiter.finished) waiter.done.wait(lock);
+  else
+    waiter.wait();
   return request.status;
 }
 
+// Small writes as a connection submits what one receive brought, near each other.
+void Workload::write_together(Rng& rng) {
+  struct One {
+    IoRequest request;
+    std::vector<uint8_t> data;
+    std::function<void(const Status&)> replied;
+    Waiter waiter;
+  };
+  const uint64_t chunk = options_.chunk_sectors;
+  const uint64_t start = std::min(hot_first_ + rng.below(hot_count_), history_.sector_count() - 1);
+  std::vector<One> all(2 + rng.below(3));
+  std::vector<IoRequest*> requests;
+  for (One& one : all) {
+    const uint64_t first = std::min(start + rng.below(2 * chunk), history_.sector_count() - 1);
+    const uint64_t count =
+        std::min(1 + rng.below(chunk), std::min(chunk - 1, history_.sector_count() - first));
+    const Token token = history_.submitted(IoOp::WRITE, first, count);
+    one.data.resize(count * kSectorBytes);
+    for (uint64_t i = 0; i < count; i++)
+      fill_sector(token, first + i, one.data.data() + i * kSectorBytes);
+    one.request.op = IoOp::WRITE;
+    one.request.fua = rng.one_in(8);
+    one.request.view = origin_.get();
+    one.request.offset = first * kSectorBytes;
+    one.request.length = one.data.size();
+    one.request.data = one.data.data();
+    one.replied = [this, token, safe = one.request.fua || options_.sync_mode](const Status& reply) {
+      if (reply.ok())
+        history_.acknowledged(token, safe);
+      else
+        history_.refused(token);
+    };
+    one.waiter.replied = &one.replied;
+    one.waiter.expect(one.request);
+    requests.push_back(&one.request);
+  }
+  const uint64_t done = volume_.submit_writes(requests);
+  for (size_t i = 0; i < all.size(); i++)
+    if (done >> i & 1) all[i].replied(all[i].request.status);
+  for (size_t i = 0; i < all.size(); i++) {
+    if ((done >> i & 1) == 0) all[i].waiter.wait();
+    if (const Status& status = all[i].request.status; !status.ok()) judge_error(status, "write");
+  }
+}
+
 void Workload::write(Rng& rng, IoOp op) {
+  if (op == IoOp::WRITE && rng.one_in(4)) return write_together(rng);
   const uint64_t size = history_.sector_count();
   // Inside a chunk, whole chunks, or several from anywhere.
   uint64_t count = 1 + rng.below(options_.chunk_sectors);

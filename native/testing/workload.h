@@ -47,6 +47,7 @@ class Workload {
   void client(uint64_t seed);
   void step(Rng& rng);
   void write(Rng& rng, IoOp op);
+  void write_together(Rng& rng);
   void flush();
   void read_origin(Rng& rng);
   void read_some_snapshot(Rng& rng);

@@ -64,9 +64,16 @@ std::unique_ptr<VolumeImpl::StagingDesk> VolumeImpl::take_desk() {
 
 void VolumeImpl::leave_desk(std::unique_ptr<StagingDesk> desk) {
   desk->parts.clear();
+  desk->planned.clear();
   desk->batch.clear();
   MutexLock lock(desks_mutex_);
   desks_.push_back(std::move(desk));
+}
+
+// Whether what is staged has room for more.
+bool VolumeImpl::may_stage() {
+  return staged_->bytes() < staged_limit_bytes() &&
+         staged_->owed_count() * chunk_bytes_ < kOwedFactor * staged_limit_bytes();
 }
 
 // Inside the writer section of `state`. NO: the write has to wait for its chunks instead, or goes
@@ -74,33 +81,60 @@ void VolumeImpl::leave_desk(std::unique_ptr<StagingDesk> desk) {
 // FAILED.
 Result<VolumeImpl::Staged> VolumeImpl::stage(const IoRequest& request, GenerationState& state,
                                              uint64_t offset, uint64_t length) {
-  std::unique_ptr<StagingDesk> desk = take_desk();
-  Result<Staged> staged = stage(request, state, offset, length, *desk);
-  leave_desk(std::move(desk));
-  return staged;
-}
-
-Result<VolumeImpl::Staged> VolumeImpl::stage(const IoRequest& request, GenerationState& state,
-                                             uint64_t offset, uint64_t length, StagingDesk& desk) {
-  using Part = StagingDesk::Part;
   if (offset % kSectorBytes != 0 || length % kSectorBytes != 0 || length >= chunk_bytes_)
     return Staged::NO;
   if (!state.open.load(std::memory_order_acquire)) return Staged::LATER;  // W7
-  if (staged_->bytes() >= staged_limit_bytes() ||
-      staged_->owed_count() * chunk_bytes_ >= kOwedFactor * staged_limit_bytes())
-    return Staged::NO;
-  std::vector<Part>& parts = desk.parts;
-  const auto give_back = [&] {
-    for (const Part& part : parts)
-      if (part.reserved != 0) store_->abandon_chunk(part.reserved);
-  };
+  if (!may_stage()) return Staged::NO;
+  std::unique_ptr<StagingDesk> desk = take_desk();
+  Result<bool> staged = plan(request, state, offset, length, *desk);
+  if (staged.ok() && staged.value()) staged = enter(state, *desk);
+  leave_desk(std::move(desk));
+  if (!staged.ok()) return staged.take_status();
+  return staged.value() ? Staged::YES : Staged::NO;
+}
+
+// Of writes that came together those that can be staged whole: in one append, where each of its own
+// would end in a page of the journal that the next begins. Their progress says which they are.
+void VolumeImpl::stage_together(std::span<IoRequest* const> requests) {
+  Sections::Guard guard(writers_);
+  GenerationState& state = *state_.load();
+  if (!state.open.load(std::memory_order_acquire) || !may_stage()) return;  // W7
+  std::unique_ptr<StagingDesk> desk = take_desk();
+  std::vector<IoRequest*>& planned = desk->planned;
+  for (IoRequest* request : requests) {
+    const uint64_t offset = request->offset, length = request->length;
+    if (offset % kSectorBytes != 0 || length % kSectorBytes != 0 || length == 0) continue;
+    // What is longer than the rest of its chunk is left to its own turn, as is what goes in place.
+    const ChunkIndex chunk = chunk_of(offset);
+    if (length >= chunk_bytes_ || chunk_of(offset + length - 1) != chunk) continue;
+    if (!sync_mode_ && !staged_->has(chunk) &&
+        (state.copied(chunk) || learn_copied(state, chunk, chunk)))
+      continue;
+    Result<bool> may = plan(*request, state, offset, length, *desk);
+    if (may.ok() && may.value()) planned.push_back(request);
+  }
+  Result<bool> entered = false;
+  if (!planned.empty()) entered = enter(state, *desk);
+  // Errors: the store has failed, as everybody will see.
+  if (entered.ok() && entered.value())
+    for (IoRequest* request : planned) request->internal.progress = request->length;
+  leave_desk(std::move(desk));
+}
+
+// Adds what has to be done for the write to those at the desk. False: it can't be staged; then, and
+// with an error, the desk is as before.
+Result<bool> VolumeImpl::plan(const IoRequest& request, GenerationState& state, uint64_t offset,
+                              uint64_t length, StagingDesk& desk) {
+  std::vector<StagingDesk::Part>& parts = desk.parts;
+  const size_t before = parts.size();
+  const auto* data = static_cast<const std::byte*>(request.data) + (offset - request.offset);
   for (uint64_t done = 0; done < length;) {
     const uint64_t at = offset + done;
-    Part part{chunk_of(at), at % chunk_bytes_, 0, false, 0};
+    StagingDesk::Part part{chunk_of(at), at % chunk_bytes_, 0, data + done, false, 0};
     part.length = std::min(length - done, chunk_bytes_ - part.start);
     part.copied = state.copied(part.chunk);
     if (Status status = allocate_origin(part.chunk, part.start, part.length); !status.ok()) {
-      give_back();
+      give_back(desk, before);
       return status;
     }
     StagedTable::Below below = StagedTable::Below::NOTHING;
@@ -111,35 +145,45 @@ Result<VolumeImpl::Staged> VolumeImpl::stage(const IoRequest& request, Generatio
       // Its copy-out must not fail for want of space once the write is acknowledged.
       Result<BlockNumber> block = store_->allocate_chunk();
       if (!block.ok()) {
-        give_back();
-        return Staged::NO;
+        give_back(desk, before);
+        return false;
       }
       part.reserved = block.value();
     }
     parts.push_back(part);
     done += part.length;
   }
+  return true;
+}
 
-  RecordBatch& batch = desk.batch;
-  const auto* data = static_cast<const std::byte*>(request.data) + (offset - request.offset);
-  for (const Part& part : parts) {
+// The store chunks that the parts from there on hold and do not need.
+void VolumeImpl::give_back(StagingDesk& desk, size_t from) {
+  for (size_t i = from; i < desk.parts.size(); i++)
+    if (desk.parts[i].reserved != 0) store_->abandon_chunk(desk.parts[i].reserved);
+  desk.parts.resize(from);
+}
+
+// All that is at the desk, into the journal and the table. False: nothing of it, nothing has
+// happened. Errors: FAILED.
+Result<bool> VolumeImpl::enter(GenerationState& state, StagingDesk& desk) {
+  std::vector<StagingDesk::Part>& parts = desk.parts;
+  for (const StagingDesk::Part& part : parts) {
     format::DataRecord record;
     std::memset(&record, 0, sizeof record);
     record.volume = kOriginVolume;
     record.length_bytes = static_cast<uint32_t>(part.length);
     record.generation = state.generation;
     record.offset = part.chunk * chunk_bytes_ + part.start;
-    std::byte* payload = batch.add(format::RecordKind::DATA, sizeof record + part.length);
+    std::byte* payload = desk.batch.add(format::RecordKind::DATA, sizeof record + part.length);
     std::memcpy(payload, &record, sizeof record);
-    std::memcpy(payload + sizeof record, data, part.length);
-    data += part.length;
+    std::memcpy(payload + sizeof record, part.data, part.length);
   }
 
   bool wakes = false;
   {
     MutexLock append = store_->append_lock();
     bool may = true;
-    for (const Part& part : parts) {
+    for (const StagingDesk::Part& part : parts) {
       switch (staged_->below(part.chunk, state.generation)) {
         case StagedTable::Below::NOTHING:
           // If it was applied between the look above and here, what it needs is not known any more.
@@ -155,32 +199,30 @@ Result<VolumeImpl::Staged> VolumeImpl::stage(const IoRequest& request, Generatio
       }
     }
     Status appended =
-        may ? store_->append_staged(batch, desk.places) : Status(Code::WOULD_BLOCK, "not now");
+        may ? store_->append_staged(desk.batch, desk.places) : Status(Code::WOULD_BLOCK, "not now");
     if (!appended.ok()) {
       append.unlock();
-      give_back();
+      give_back(desk, 0);
       if (appended.code() != Code::WOULD_BLOCK) return appended;
-      return Staged::NO;
+      return false;
     }
-    data = static_cast<const std::byte*>(request.data) + (offset - request.offset);
     for (size_t i = 0; i < parts.size(); i++) {
-      Part& part = parts[i];
+      StagingDesk::Part& part = parts[i];
       const StagedTable::Put put =
-          staged_->put(part.chunk, state.generation, part.start, data, part.length, desk.places[i],
-                       part.copied, part.reserved);
+          staged_->put(part.chunk, state.generation, part.start, part.data, part.length,
+                       desk.places[i], part.copied, part.reserved);
       wakes = wakes || put.owes_first;
       if (put.took_reserved) part.reserved = 0;
-      data += part.length;
     }
   }
-  give_back();
-  counters_.staged.fetch_add(1, std::memory_order_relaxed);
+  counters_.staged.fetch_add(std::max<size_t>(desk.planned.size(), 1), std::memory_order_relaxed);
+  give_back(desk, 0);
   if (wakes) {
     MutexLock lock(pending_mutex_);
     pending_wake_.notify_one();
   }
   if (staged_->bytes() * 2 >= staged_limit_bytes()) wake_applier();
-  return Staged::YES;
+  return true;
 }
 
 // What a former term had staged and not applied: served from the table at once, applied behind.

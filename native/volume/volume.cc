@@ -431,16 +431,25 @@ void VolumeImpl::finish(IoRequest& request, Status status) {
 // From here on a hand-over costs less than what it makes wait.
 constexpr uint64_t kLargeWriteBytes = 256 * 1024;
 
-bool VolumeImpl::submit(IoRequest& request, bool may_block) {
+// False: the volume has failed, which the request's status says.
+bool VolumeImpl::begin_submit(IoRequest& request) {
   request.status = Status();
   request.internal = {};
   request.cached_file = -1;
+  CSNAP_ASSERT(request.offset + request.length <= view_of(request).size_bytes);
+  if (!store_->failed()) return true;
+  request.status = store_->failure();
+  return false;
+}
+
+void VolumeImpl::count_write(const IoRequest& request) {
+  counters_.writes.fetch_add(1, std::memory_order_relaxed);
+  counters_.write_bytes.fetch_add(request.length, std::memory_order_relaxed);
+}
+
+bool VolumeImpl::submit(IoRequest& request, bool may_block) {
+  if (!begin_submit(request)) return true;
   VolumeView& view = view_of(request);
-  CSNAP_ASSERT(request.offset + request.length <= view.size_bytes);
-  if (store_->failed()) {
-    request.status = store_->failure();
-    return true;
-  }
   const bool origin = view.generation == 0;
   switch (request.op) {
     case IoOp::READ:
@@ -463,8 +472,7 @@ bool VolumeImpl::submit(IoRequest& request, bool may_block) {
     case IoOp::TRIM:
     case IoOp::WRITE_ZEROES:
       CSNAP_ASSERT(origin && !options_.look_only);
-      counters_.writes.fetch_add(1, std::memory_order_relaxed);
-      counters_.write_bytes.fetch_add(request.length, std::memory_order_relaxed);
+      count_write(request);
       // A write waits for nothing but the page cache, but a large one keeps its connection from
       // taking the next payload meanwhile; zeroing and trimming work on the file's map.
       if ((request.op == IoOp::WRITE && request.length < kLargeWriteBytes) || may_block)
@@ -484,6 +492,26 @@ bool VolumeImpl::submit(IoRequest& request, bool may_block) {
   }
   pool_->run([this, &request, read] { finish(request, read()); });
   return false;
+}
+
+uint64_t VolumeImpl::submit_writes(std::span<IoRequest* const> requests) {
+  CSNAP_ASSERT(requests.size() <= kWritesTogetherMax && !options_.look_only);
+  bool failed = false;
+  for (IoRequest* request : requests) {
+    CSNAP_ASSERT(request->op == IoOp::WRITE && view_of(*request).generation == 0);
+    failed = !begin_submit(*request) || failed;
+    count_write(*request);
+  }
+  if (!failed) stage_together(requests);
+  uint64_t done = 0;
+  // What is staged is through with all but its sync.
+  for (size_t i = 0; i < requests.size(); i++)
+    if (attempt_write(*requests[i]) == Attempt::DONE) done |= uint64_t{1} << i;
+  // W9: the volume may have stopped behind the first of them.
+  if (store_->failed())
+    for (size_t i = 0; i < requests.size(); i++)
+      if (done >> i & 1 && requests[i]->status.ok()) requests[i]->status = store_->failure();
+  return done;
 }
 
 Status VolumeImpl::run(IoRequest& request) {

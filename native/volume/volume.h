@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -255,6 +256,10 @@ class Volume {
   // `may_block`: the caller has nothing else to do and lets the request run on its own thread where
   // that spares a hand-over.
   virtual bool submit(IoRequest& request, bool may_block) = 0;
+  // Writes to the origin that came together, each of less than a chunk: cheaper than one by one.
+  // Bit i is set: requests[i] is finished, as submit() says by true. At most kWritesTogetherMax.
+  virtual uint64_t submit_writes(std::span<IoRequest* const> requests) = 0;
+  static constexpr size_t kWritesTogetherMax = 64;
   // Submits and waits.
   virtual Status run(IoRequest& request) = 0;
   // Extents from `offset`, contiguous, until `length` is covered or `max_extents` are there.

@@ -49,6 +49,7 @@ class VolumeImpl final : public Volume {
   std::shared_ptr<View> open_origin() override;
   Result<std::shared_ptr<View>> open_snapshot(const Uuid& uuid) override;
   bool submit(IoRequest& request, bool may_block) override;
+  uint64_t submit_writes(std::span<IoRequest* const> requests) override;
   Status run(IoRequest& request) override;
   Status block_status(View& view, uint64_t offset, uint64_t length, size_t max_extents,
                       std::vector<BlockStatusExtent>& out) override;
@@ -99,6 +100,9 @@ class VolumeImpl final : public Volume {
   // Bytes of this chunk that the origin has.
   uint64_t chunk_length(ChunkIndex chunk) const;
 
+  bool begin_submit(IoRequest& request);
+  void count_write(const IoRequest& request);
+
   // -- origin_write.cc
   enum class Attempt { DONE, PARKED };
   // One go at a write-like request: does pieces until it is finished or a piece has to be parked.
@@ -122,22 +126,28 @@ class VolumeImpl final : public Volume {
     NO,
     LATER,  // its generation's beginning is not in the journal yet
   };
-  Result<Staged> stage(const IoRequest& request, GenerationState& state, uint64_t offset,
-                       uint64_t length);
-  // What a staged write needs for a moment, kept for the next one: else half a dozen allocations.
+  // What staging needs for a moment, kept for the next time: else half a dozen allocations.
   struct StagingDesk {
     struct Part {
       ChunkIndex chunk;
       uint64_t start, length;  // bytes within the chunk
+      const std::byte* data;
       bool copied;
       BlockNumber reserved;
     };
     std::vector<Part> parts;
+    std::vector<IoRequest*> planned;  // stage_together(): whose they are
     RecordBatch batch;
     std::vector<RecordPlace> places;
   };
+  bool may_stage();
   Result<Staged> stage(const IoRequest& request, GenerationState& state, uint64_t offset,
-                       uint64_t length, StagingDesk& desk);
+                       uint64_t length);
+  void stage_together(std::span<IoRequest* const> requests);
+  Result<bool> plan(const IoRequest& request, GenerationState& state, uint64_t offset,
+                    uint64_t length, StagingDesk& desk);
+  Result<bool> enter(GenerationState& state, StagingDesk& desk);
+  void give_back(StagingDesk& desk, size_t from);
   std::unique_ptr<StagingDesk> take_desk();
   void leave_desk(std::unique_ptr<StagingDesk> desk);
   Status load_recovered();
