@@ -44,6 +44,7 @@ void StagedTable::begin(Chunk& chunk, ChunkIndex index, Generation generation, R
   if (chunk.reserved) reserved_.push_back(reserved);
   by_position_.emplace_hint(by_position_.end(), place.position, place.sequence);
   if (chunk.copied) return;
+  uncopied_count_.fetch_add(1, std::memory_order_relaxed);
   chunk.owed_position = place.position;
   owed_in_order_.push_back({place.position, index});
 }
@@ -246,6 +247,7 @@ std::vector<BlockNumber> StagedTable::set_copied(std::span<const ChunkIndex> chu
     reserved_.pop_back();
   }
   owed_count_.fetch_sub(chunks.size(), std::memory_order_release);
+  uncopied_count_.fetch_sub(chunks.size(), std::memory_order_relaxed);
   while (!owed_in_order_.empty() && !will_be_owed(owed_in_order_.front()))
     owed_in_order_.pop_front();
   return left;

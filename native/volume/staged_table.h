@@ -113,6 +113,8 @@ class StagedTable {
   // Of the records that are oldest, up to `limit` chunks that are still to be copied out; sorted.
   std::vector<ChunkIndex> oldest_owed(size_t limit);
   uint64_t owed_count() const { return owed_count_.load(std::memory_order_acquire); }
+  // Layers that are still to be copied out for, now or once they are the lowest.
+  uint64_t uncopied_count() const { return uncopied_count_.load(std::memory_order_relaxed); }
   // For the copy of each a store chunk of those held, the one that was reserved first. The
   // caller's now. 0: none was reserved for it.
   std::vector<BlockNumber> take_reserved(std::span<const ChunkIndex> chunks);
@@ -188,6 +190,7 @@ class StagedTable {
   std::atomic<uint64_t> count_{0};
   std::atomic<uint64_t> bytes_{0};  // of pages
   std::atomic<uint64_t> owed_count_{0};
+  std::atomic<uint64_t> uncopied_count_{0};
   std::atomic<uint64_t> awaited_{0};
   // The pages' memory. A page lives on with who holds it, and so does the pool.
   const std::shared_ptr<BlockPool> pool_;

@@ -120,13 +120,15 @@ TEST_CASE("staged table: what is staged above is owed and applied when the older
   CHECK(table.staged.find(2, 1, 4, 5) == Chunks{2});
   CHECK(table.staged.find(2, 1, 5, 6) == Chunks{2});
   CHECK(table.staged.find(0, kChunks, 6, 9).empty());
-  // Only the older is owed, and first in the order of records.
+  // Only the older is owed, and first in the order of records; but both will have to be copied for.
   CHECK(table.staged.owed_count() == 1);
+  CHECK(table.staged.uncopied_count() == 2);
   CHECK(table.staged.owed(Chunks{2})[0]->generation == 5);
   CHECK(table.staged.oldest_owed(9) == Chunks{2});
   CHECK(table.staged.take_reserved(Chunks{2}) == Blocks{80});
   CHECK(table.staged.set_copied(Chunks{2}).empty());
   CHECK(table.staged.owed_count() == 0);
+  CHECK(table.staged.uncopied_count() == 1);
   CHECK(table.staged.oldest_owed(9).empty());
   Contents contents = table.staged.applicable(~uint64_t{0}, true);
   REQUIRE(contents.size() == 2);
@@ -169,6 +171,7 @@ TEST_CASE("staged table: what is staged above is owed and applied when the older
     CHECK(contents[0].generation == generation);
     CHECK(applied(table.staged, 2, contents[0].last) == (generation == 9));
   }
+  CHECK(table.staged.uncopied_count() == 0);
   CHECK_FALSE(table.staged.any());
   CHECK_FALSE(table.staged.oldest());
   CHECK(table.staged.bytes() == 0);

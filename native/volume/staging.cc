@@ -73,7 +73,7 @@ void VolumeImpl::leave_desk(std::unique_ptr<StagingDesk> desk) {
 // Whether what is staged has room for more.
 bool VolumeImpl::may_stage() {
   return staged_->bytes() < staged_limit_bytes() &&
-         staged_->owed_count() * chunk_bytes_ < kOwedFactor * staged_limit_bytes();
+         staged_->uncopied_count() * chunk_bytes_ < kOwedFactor * staged_limit_bytes();
 }
 
 // Inside the writer section of `state`. NO: the write has to wait for its chunks instead, or goes
@@ -107,8 +107,9 @@ void VolumeImpl::stage_together(std::span<IoRequest* const> requests) {
     // What is longer than the rest of its chunk is left to its own turn, as is what goes in place.
     const ChunkIndex chunk = chunk_of(offset);
     if (length >= chunk_bytes_ || chunk_of(offset + length - 1) != chunk) continue;
-    if (!sync_mode_ && !staged_->has(chunk) &&
-        (state.copied(chunk) || learn_copied(state, chunk, chunk)))
+    // In mode `sync`, too: who is not known to be copied would have a store chunk reserved.
+    if (!staged_->has(chunk) && (state.copied(chunk) || learn_copied(state, chunk, chunk)) &&
+        !sync_mode_)
       continue;
     Result<bool> may = plan(*request, state, offset, length, *desk);
     if (may.ok() && may.value()) planned.push_back(request);

@@ -1,5 +1,6 @@
 // Staged writes while nothing is copied out: what is seen is seen from the journal and the table.
 #include <array>
+#include <bit>
 #include <chrono>
 #include <thread>
 
@@ -168,6 +169,41 @@ TEST_CASE("staging: writes that come together are one append, each to its own ch
     check_content(rig);
     rig.check_clean();
   }
+}
+
+TEST_CASE("staging: writes that come together to what is copied reserve nothing") {
+  Image image;
+  {
+    Rig rig(format::DurabilityMode::SYNC);
+    rig.snapshot("a");
+    rig.write(0, kBlock, 2);
+    rig.write(kChunk, kBlock, 2);
+    CHECK(rig.volume->checkpoint().ok());
+    image = rig.image();
+  }
+  // Just opened, it knows of no chunk that it is copied.
+  Rig rig(image, format::DurabilityMode::SYNC);
+  const std::shared_ptr<View> live = rig.volume->open_origin();
+  Bytes data(kBlock, 3);
+  std::atomic<size_t> ended{0};
+  IoRequest requests[2];
+  IoRequest* pointers[2];
+  for (size_t i = 0; i < 2; i++) {
+    requests[i].op = IoOp::WRITE;
+    requests[i].view = live.get();
+    requests[i].offset = i * kChunk;
+    requests[i].length = data.size();
+    requests[i].data = data.data();
+    requests[i].owner = &ended;
+    requests[i].done = [](IoRequest& one) { (*static_cast<std::atomic<size_t>*>(one.owner))++; };
+    pointers[i] = &requests[i];
+  }
+  const VolumeInfo before = rig.volume->info();
+  const uint64_t done = rig.volume->submit_writes(pointers);
+  CHECK(rig.volume->info().staged == before.staged + 2);
+  CHECK(rig.volume->info().blocks_free == before.blocks_free);
+  while (ended + static_cast<size_t>(std::popcount(done)) < 2) std::this_thread::yield();
+  CHECK(rig.now(0, 5) == Bytes{3, 1, 1, 1, 3});
 }
 
 TEST_CASE("staging: killed, opened, killed again: what was acknowledged is served at once (W8)") {
