@@ -205,7 +205,7 @@ void Connection::gather(Slot& slot) {
 
 void Connection::submit_gathered() {
   if (gathered_.empty()) return;
-  if (!admitted()) {
+  if (!admitted()) {  // N5
     for (IoRequest* io : gathered_) release(*static_cast<Slot*>(io->owner));
     return gathered_.clear();
   }

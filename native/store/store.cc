@@ -182,6 +182,7 @@ Status Store::finish(Transaction& transaction) {
 Status Store::commit(Transaction& transaction, const std::function<void()>& appended) {
   CSNAP_ASSERT(transaction.lock.owns_lock());
   if (failed()) return failure();
+  CSNAP_ASSERT(!appended || !transaction.checkpoint.owns_lock());
   if (transaction.checkpoint.owns_lock()) return Status();
   Result<Sequence> last = append(transaction.batch);
   if (!last.ok()) return last.take_status();

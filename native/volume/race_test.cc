@@ -17,11 +17,13 @@ namespace {
 
 constexpr uint64_t kChunk = 4096;
 
-Status io(Volume& volume, View& view, IoOp op, void* data) {
+Status io(Volume& volume, View& view, IoOp op, void* data, uint64_t offset = 0,
+          uint64_t length = kChunk) {
   IoRequest request;
   request.op = op;
   request.view = &view;
-  request.length = op == IoOp::FLUSH ? 0 : kChunk;
+  request.offset = offset;
+  request.length = op == IoOp::FLUSH ? 0 : length;
   request.data = data;
   return volume.run(request);
 }
@@ -420,12 +422,8 @@ TEST_CASE("races: what was flushed, staged or in place, survives the loss of the
       writer.start("writer", [&] {
         for (uint8_t i = 1; i < 5; i++) {
           std::vector<uint8_t> data(kSectorBytes, i);
-          IoRequest request;
-          request.op = IoOp::WRITE;
-          request.view = live.get();
-          request.length = data.size();
-          request.data = data.data();
-          if (!volume->run(request).ok()) scheduler.stop("write");
+          if (!io(*volume, *live, IoOp::WRITE, data.data(), 0, data.size()).ok())
+            scheduler.stop("write");
           done = i;
         }
       });
@@ -467,13 +465,8 @@ TEST_CASE("races: two generations of a chunk are staged and the server is lost (
     std::vector<Uuid> snapshots;
     const auto write = [&](Volume& volume, View& view, ChunkIndex chunk, uint8_t fill) {
       std::vector<uint8_t> data(kSectorBytes, fill);
-      IoRequest request;
-      request.op = IoOp::WRITE;
-      request.view = &view;
-      request.offset = chunk * kChunk;
-      request.length = data.size();
-      request.data = data.data();
-      if (!volume.run(request).ok()) scheduler.stop("write");
+      if (!io(volume, view, IoOp::WRITE, data.data(), chunk * kChunk, data.size()).ok())
+        scheduler.stop("write");
     };
     const auto snapshot = [&](Volume& volume, const char* name) {
       Result<SnapshotInfo> info = volume.create_snapshot(name, false, 0, {});
@@ -505,12 +498,8 @@ TEST_CASE("races: two generations of a chunk are staged and the server is lost (
       std::unique_ptr<Volume> volume = open(second, 2).take();
       const auto content = [&](View& view) {
         std::vector<uint8_t> data(2 * kChunk);
-        IoRequest request;
-        request.op = IoOp::READ;
-        request.view = &view;
-        request.length = data.size();
-        request.data = data.data();
-        if (!volume->run(request).ok()) scheduler.stop("read");
+        if (!io(*volume, view, IoOp::READ, data.data(), 0, data.size()).ok())
+          scheduler.stop("read");
         return std::vector<uint8_t>{data[0], data[kChunk]};
       };
       const auto check = [&] {

@@ -256,8 +256,9 @@ class Volume {
   // `may_block`: the caller has nothing else to do and lets the request run on its own thread where
   // that spares a hand-over.
   virtual bool submit(IoRequest& request, bool may_block) = 0;
-  // Writes to the origin that came together, each of less than a chunk: cheaper than one by one.
-  // Bit i is set: requests[i] is finished, as submit() says by true. At most kWritesTogetherMax.
+  // Small writes to the origin that came together: those that are staged whole, within a chunk,
+  // are so in one append; the others take their turns. Bit i is set: requests[i] is finished, as
+  // submit() says by true. At most kWritesTogetherMax.
   virtual uint64_t submit_writes(std::span<IoRequest* const> requests) = 0;
   static constexpr size_t kWritesTogetherMax = 64;
   // Submits and waits.
