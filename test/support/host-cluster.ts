@@ -100,18 +100,28 @@ export class Host extends NetworkNode {
     return this.agent !== undefined && this.agent.exitCode === null && this.agent.signalCode === null;
   }
 
+  /** Until it is ready. A fence, late, may kill it as it starts: then it starts again, as after one more reboot. */
   async startAgent(): Promise<void> {
     const before = this.log.length;
+    const isReady = () => this.log.slice(before).includes("agent: ready");
+    this.#spawnAgent();
+    await until(
+      () => {
+        if (this.agent?.signalCode === "SIGKILL") this.#spawnAgent();
+        return isReady() || !this.isAgentAlive;
+      },
+      () => `${this.hostName}: the agent is not ready\n${this.log}`,
+    );
+    if (!isReady()) throw new Error(`${this.hostName}: the agent ended\n${this.log}`);
+  }
+
+  #spawnAgent(): void {
     const agent = this.spawn(["agent"]);
     this.agent = agent;
     agent.stdout?.resume();
     agent.stderr?.setEncoding("utf8").on("data", (text: string) => {
       this.log += text.replace(/^/gm, `${(performance.now() / 1000).toFixed(2)} ${this.hostName}: `);
     });
-    await until(
-      () => this.log.slice(before).includes("agent: ready"),
-      () => this.log,
-    );
   }
 
   override remove(): void {
