@@ -205,7 +205,7 @@ export class HostCluster {
     );
   }
 
-  /** Takes the power of the host that is named; fails while `fenceFails` is there. */
+  /** Takes the power of the host that is named, until nothing runs there; fails while `fenceFails` is there. */
   #fence(): string {
     const script = join(this.directory, "fence");
     const names = this.hosts.map(({ hostName, name }) => `${hostName}) ns=${name} ;;`).join(" ");
@@ -215,8 +215,7 @@ export class HostCluster {
 [ ! -e ${this.fenceLies} ] || exit 0
 [ ! -e ${this.fenceFails} ] || { echo "no power switch answers" >&2; exit 1; }
 case $CSNAP_FENCE_HOST in ${names} *) exit 2 ;; esac
-for pid in $(ip netns pids $ns); do kill -9 $pid; done
-while [ "$(ip netns pids $ns)" ]; do sleep 0.02; done
+while pids=$(ip netns pids $ns); [ "$pids" ]; do kill -9 $pids; sleep 0.02; done
 echo "$(date +%s.%N) $CSNAP_FENCE_HOST epoch $CSNAP_FENCE_EPOCH" >> ${this.directory}/fenced
 `,
       { mode: 0o755 },
