@@ -124,6 +124,7 @@ export type VolumeEventKind =
   | "low-water"
   | "high-water"
   | "store-full"
+  | "copy-failed"
   | "origin-full"
   | "checksum-error"
   | "failed"

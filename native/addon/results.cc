@@ -82,6 +82,8 @@ const char* event_name(VolumeEvent::Kind kind) {
       return "high-water";
     case VolumeEvent::Kind::STORE_FULL:
       return "store-full";
+    case VolumeEvent::Kind::COPY_FAILED:
+      return "copy-failed";
     case VolumeEvent::Kind::ORIGIN_FULL:
       return "origin-full";
     case VolumeEvent::Kind::CHECKSUM_ERROR:

@@ -31,7 +31,7 @@ void VolumeImpl::apply_loop() {
   while (true) {
     bool idle = false;
     while (!apply_kicked_ && !apply_stop_ && !idle) idle = !apply_wake_.wait_for(lock, kIdleMs);
-    if (apply_stop_ && !apply_drain_) break;
+    if (apply_stop_) break;
     if (store_->failed()) {
       apply_kicked_ = false;
       apply_done_.notify_all();
@@ -41,18 +41,18 @@ void VolumeImpl::apply_loop() {
       if (apply_stop_) break;
       continue;
     }
-    const bool all = idle || apply_stop_ || apply_all_;
+    const bool all = idle || apply_all_;
     apply_kicked_ = false;
     // Whoever finds the volume's failure out holds the append lock and comes for ours.
     lock.unlock();
     Result<bool> more = apply_round(all || is_staging_pressed());
+    if (!more.ok()) note_held(more.status());
     lock.lock();
     apply_rounds_++;
     apply_done_.notify_all();
-    // At the end the committer is done: what can't be applied then stays for the next open.
-    if (apply_stop_ && !(more.ok() && more.value())) break;
     // Want of room, in the origin's file system or the journal, holds what is staged; tried again.
-    if (!more.ok() && !store_->failed()) apply_wake_.wait_for(lock, kNoSpaceRetryMs);
+    if (!more.ok() && !store_->failed() && !apply_stop_)
+      apply_wake_.wait_for(lock, kNoSpaceRetryMs);
     if (!more.ok() || more.value()) apply_kicked_ = true;
   }
 }
@@ -175,8 +175,9 @@ void VolumeImpl::apply_staged() {
   apply_all_ = false;
 }
 
-// Waits until nothing is staged, as long as that gets on, and moves the tail.
-Status VolumeImpl::drain() {
+// Waits until nothing is staged, as long as that gets on, and moves the tail. `patiently`: what the
+// committer is at gets on, however long a device takes for it.
+Status VolumeImpl::drain(bool patiently) {
   constexpr int kIdleMax = 40;
   const Hurry hurry(copy_hurry_);
   {
@@ -191,7 +192,7 @@ Status VolumeImpl::drain() {
       idle = 0;
       continue;
     }
-    idle++;
+    if (!patiently || !committing_.load()) idle++;
     MutexLock lock(apply_mutex_);
     apply_done_.wait_for(lock, kProgressMs);
   }

@@ -39,7 +39,9 @@ void VolumeImpl::commit_loop() {
         (pending_wake_.wait_for(lock, kGatherMs) || (is_burst() && !is_staging_pressed())))
       continue;
     lock.unlock();
+    committing_ = true;
     commit_rounds();
+    committing_ = false;
     lock.lock();
   }
 }
@@ -47,7 +49,7 @@ void VolumeImpl::commit_loop() {
 // Under pending_mutex_, the committer only.
 bool VolumeImpl::may_copy_staged() {
   return staged_->owed_count() > 0 && !store_->failed() &&
-         monotonic_ms() >= copying_held_until_ms_ && (!committer_stop_ || committer_drain_);
+         monotonic_ms() >= copying_held_until_ms_ && !committer_stop_;
 }
 
 // Rounds of what is parked and staged together, each copied while the one before is recorded, as
@@ -147,7 +149,7 @@ void VolumeImpl::commit_slowly(const CopyRound& round) {
 // Whether what is staged, but for `busy` chunks of it, is to be copied out now: somebody waits for
 // it, or it is enough for a round. The committer only.
 bool VolumeImpl::copies_now(size_t busy) {
-  return committer_stop_ || staged_->awaited() || copy_hurry_.load() > 0 ||
+  return staged_->awaited() || copy_hurry_.load() > 0 ||
          (staged_->owed_count() >= busy + group_slots_ && (is_staging_pressed() || !is_burst()));
 }
 
@@ -257,12 +259,19 @@ bool VolumeImpl::commit_group(std::span<const ChunkIndex> chunks, bool staged) {
   return !held;
 }
 
+// What is staged could not leave, for now.
+void VolumeImpl::note_held(const Status& why) {
+  MutexLock lock(pending_mutex_);
+  held_why_ = why;
+}
+
 // Nothing more can be done for these chunks: the store has no room. What is staged of them waits.
 void VolumeImpl::tell_full(std::span<const ChunkIndex> chunks, bool staged) {
   const Status why(Code::NO_SPACE,
                    store_->device().name() + ": the snapshot store is full; delete snapshots");
   emit(VolumeEvent::Kind::STORE_FULL, nullptr,
        why.message() + (staged ? ": acknowledged writes wait in its journal" : ""));
+  if (staged) note_held(why);
   release_applied(chunks, why);
   if (!staged) release_waiters(chunks, why);
 }
@@ -279,7 +288,9 @@ bool VolumeImpl::drop_failed(CopyRound& round) {
       return true;
     }
     if (staged_->owed({&copy.entry.key.chunk, 1}).front()) {
-      emit(VolumeEvent::Kind::STORE_FULL, nullptr, copy.status.message());
+      emit(VolumeEvent::Kind::COPY_FAILED, nullptr,
+           copy.status.message() + ": acknowledged writes wait in the snapshot store");
+      note_held(copy.status);
       release_applied({&copy.entry.key.chunk, 1}, copy.status);
       held = true;
     }

@@ -289,6 +289,7 @@ class Rig {
     options.durability = durability_;
     options.on_event = [this](const VolumeEvent& event) {
       full_events += event.kind == VolumeEvent::Kind::STORE_FULL;
+      copy_failed_events += event.kind == VolumeEvent::Kind::COPY_FAILED;
       origin_full_events += event.kind == VolumeEvent::Kind::ORIGIN_FULL;
     };
     CSNAP_TRY_ASSIGN(volume, Volume::open(std::move(options)));
@@ -309,6 +310,7 @@ class Rig {
   MemoryDevice store;
   FaultyDevice faulty_store{store, 1};
   std::atomic<int> full_events{0};
+  std::atomic<int> copy_failed_events{0};
   std::atomic<int> origin_full_events{0};
   std::unique_ptr<Volume> volume;
 };

@@ -97,6 +97,63 @@ TEST_CASE("staging trouble: servers killed again and again while the origin has 
   rig.check_clean();
 }
 
+// What is staged above becomes the committer's when what is below has been applied.
+TEST_CASE("staging trouble: a clean stop waits for a slow device, whatever is staged above (W8)") {
+  constexpr uint64_t kStallMs = 4000;  // longer than it waits for what does not get on
+  for (const auto mode : kModes) {
+    Rig rig(mode);
+    const Uuid a = rig.snapshot("a")->uuid;
+    rig.origin.hold(true);
+    rig.write(0, kBlock, 2);
+    const Uuid b = rig.snapshot("b")->uuid;
+    rig.write(0, kBlock, 3);
+    Thread device;
+    device.start("device", [&] {
+      rest(kStallMs);
+      rig.origin.hold(false);
+    });
+    const Status closed = rig.volume->close();
+    device.join();
+    CHECK_MESSAGE(closed.ok(), closed.to_text());
+    rig.volume.reset();
+    CHECK(rig.origin.bytes()[0] == 3);
+    REQUIRE(rig.try_open().ok());
+    CHECK(rig.blocks(rig.volume->open_snapshot(a).take(), 0, 2) == Bytes{1, 1});
+    CHECK(rig.blocks(rig.volume->open_snapshot(b).take(), 0, 2) == Bytes{2, 1});
+    rig.check_clean();
+  }
+}
+
+TEST_CASE("staging trouble: a stop that leaves writes in the store says why, and loses none") {
+  Rig rig;
+  const Uuid a = rig.snapshot("a")->uuid;
+  const auto stop = [&](Code code, const char* why) {
+    const Status closed = rig.volume->close();
+    CHECK(closed.code() == code);
+    CHECK_MESSAGE(closed.message().find(why) != std::string::npos, closed.message());
+    rig.volume.reset();
+    REQUIRE(rig.try_open().ok());
+  };
+  rig.origin.applier_full = true;
+  rig.write(0, kBlock, 2);
+  stop(Code::NO_SPACE, "its file system is full");
+  rig.origin.applier_full = false;
+  REQUIRE(rig.volume->checkpoint().ok());
+  // Nothing can be copied to the store; only its journal, which lies before, still takes writes.
+  Fault fault;
+  fault.times = Fault::kForever;
+  fault.begin_offset = format::kJournalOffset + rig.volume->info().journal_bytes;
+  fault.end_offset = rig.store.size_bytes();
+  rig.faulty_store.add_fault(fault);
+  rig.write(kChunk, kBlock, 3);
+  stop(Code::IO_ERROR, "store");
+  CHECK(rig.copy_failed_events > 0);
+  CHECK(rig.full_events == 0);
+  rig.faulty_store.clear_faults();
+  CHECK(rig.now(0, 5) == Bytes{2, 1, 1, 1, 3});
+  CHECK(rig.blocks(rig.volume->open_snapshot(a).take(), 0, 8) == Bytes(8, 1));
+}
+
 // Else a later open would take damage to what was durable for a crash's doing.
 TEST_CASE("staging trouble: a checkpoint confirms all that it follows (W1)") {
   Rig rig;

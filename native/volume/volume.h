@@ -23,17 +23,9 @@
 #include "io/device.h"
 #include "store/format.h"
 #include "store/index.h"
+#include "volume/uuid.h"
 
 namespace csnap {
-
-struct Uuid {
-  format::Uuid bytes{};
-  bool operator==(const Uuid& other) const;
-  bool is_nil() const;
-  std::string to_text() const;  // 8-4-4-4-12 lower case
-  static bool parse(const std::string& text, Uuid& out);
-  static Uuid random();
-};
 
 // ---- What an export shows --------------------------------------------------------------------
 
@@ -170,6 +162,7 @@ struct VolumeEvent {
     LOW_WATER,    // free space fell below the low-water mark; decide_drop() may be answered
     HIGH_WATER,   // and rose again
     STORE_FULL,   // a write was refused
+    COPY_FAILED,  // acknowledged writes wait in the store, as a device fails; tried again
     ORIGIN_FULL,  // acknowledged writes wait in the store for room in the origin's file system
     CHECKSUM_ERROR,
     FAILED,

@@ -1,5 +1,6 @@
 // VolumeImpl: the volume in parts. Each .cc is one step of a request's life:
-//   volume.cc          open, close, submit (which path a request takes), info
+//   open_close.cc      create, open, close, the checkpoint thread
+//   volume.cc          submit (which path a request takes), failure, events, info
 //   origin_write.cc    write, write-zeroes, trim: in place where copied, else staged or parked
 //   staging.cc         small writes into journal and staged table
 //   committer.cc       copy-out in rounds with one sync; wakes the parked
@@ -78,20 +79,22 @@ class VolumeImpl final : public Volume {
   Status wait_reclaimed() override;
 
  private:
-  // -- volume.cc
+  // -- open_close.cc
   Status open_parts();
+  Status judge_origin(const format::Superblock& sb, bool& accepted) const;
+  std::unique_ptr<GatedDevice> gated(Device& device);  // null without a gate
+  void stop_threads();
+  void maintain();  // the checkpoint thread
+
+  // -- volume.cc
   void fill_info(VolumeInfo& info);  // under the transaction lock
   void add_counters(VolumeInfo& info) const;
-  Status judge_origin(const format::Superblock& sb, bool& accepted) const;
   void emit(VolumeEvent::Kind kind, const Snapshot* snapshot, std::string message,
             Code code = Code::OK);
   void fail(const Status& why, bool sync_failed);
   void on_failed(const Status& why);
-  std::unique_ptr<GatedDevice> gated(Device& device);  // null without a gate
   Status still_granted();
   void finish(IoRequest& request, Status status);  // calls done
-  void stop_threads(bool drain);  // drain: nothing is left staged, if that is possible
-  void maintain();                // the checkpoint thread
   std::shared_ptr<GenerationState> generation_state();
   static VolumeView& view_of(const IoRequest& request) {
     return static_cast<VolumeView&>(*request.view);
@@ -158,7 +161,7 @@ class VolumeImpl final : public Volume {
   Result<bool> apply_round(bool all);
   Status put_in_place(const StagedTable::Content& content);
   void apply_staged();
-  Status drain();
+  Status drain(bool patiently);
   bool is_staging_pressed();
   void release_applied(std::span<const ChunkIndex> chunks, const Status& status);
   void fail_waiting();
@@ -209,6 +212,7 @@ class VolumeImpl final : public Volume {
   void commit_slowly(const CopyRound& round);
   bool commit_group(std::span<const ChunkIndex> chunks, bool staged);
   bool drop_failed(CopyRound& round);
+  void note_held(const Status& why);
   void tell_full(std::span<const ChunkIndex> chunks, bool staged);
   void settle_staged(std::span<const ChunkIndex> chunks);
   Status record_round(CopyRound& round);
@@ -357,7 +361,9 @@ class VolumeImpl final : public Volume {
   CondVar copied_ahead_;
   bool copying_ahead_ = false;
   bool committer_stop_ = false;
-  bool committer_drain_ = false;
+  std::atomic<bool> committing_{false};  // it is at a round, however long a device takes
+  // Why what is staged could not leave when that was last tried, whatever came of it since.
+  Status held_why_;
   // Those for whom what is staged must be copied out soon.
   std::atomic<int> copy_hurry_{0};
   struct Hurry {
@@ -373,7 +379,6 @@ class VolumeImpl final : public Volume {
   bool apply_kicked_ = false;
   bool apply_all_ = false;
   bool apply_stop_ = false;
-  bool apply_drain_ = false;
   uint64_t apply_rounds_ = 0;
   bool origin_full_told_ = false;        // the applier's own
   std::vector<std::byte> apply_buffer_;  // the applier's own; a chunk
